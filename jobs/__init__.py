@@ -1,0 +1,1 @@
+"""Jobs that a user or a cluster submits: parse, connect, call, save. ``python -m jobs`` lists them."""

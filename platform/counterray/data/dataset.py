@@ -1,0 +1,135 @@
+"""An ingested dataset on storage: its manifest, its shards, and what a stage may know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from counterray.config import Config
+from counterray.storage import Location, StorageError, resolve
+
+FORMAT = 1
+"""Version of the folder's layout; a reader refuses any other."""
+
+SPLITS = ("train", "validation", "test")
+
+
+class Shard(Config):
+    """One Parquet file of a split."""
+
+    file: str
+    """Path relative to the dataset's folder, such as ``train/part-00000.parquet``."""
+    rows: int
+    """Number of studies in it."""
+    bytes: int
+    """Size of the file [bytes]; a shorter file is a truncated one."""
+    sha256: str
+    """Checksum of the file."""
+
+
+class DatasetManifest(Config):
+    """``manifest.json``: written last, so that a dataset without it is not a dataset."""
+
+    format: int = FORMAT
+    """Version of the folder's layout."""
+    study_schema: int
+    """Version of the Arrow row, ``study.SCHEMA_VERSION``."""
+    source: str
+    """Name of the source."""
+    config: dict[str, Any]
+    """The resolved ingest configuration."""
+    code_version: str
+    """Version of counterray that wrote it."""
+    image_size: int
+    """Edge of the square images [px]."""
+    finding_names: tuple[str, ...]
+    """Findings that have at least one label, in the vocabulary's order."""
+    vocabulary: dict[str, tuple[str, ...]]
+    """Categorical attribute to its values, in the order of their codes."""
+    measurement_names: tuple[str, ...] = ()
+    """Names of the measurements."""
+    mask_names: tuple[str, ...] = ()
+    """Names of the masks."""
+    counts: dict[str, Any]
+    """Split to ``studies``, ``patients``, and counts by finding, sex and age band."""
+    quarantined: dict[str, int]
+    """Reason to number of images set aside; each is listed in ``quarantine.parquet``."""
+    shards: dict[str, tuple[Shard, ...]]
+    """Split to its shards."""
+    fingerprint: str
+    """Checksum over the content of all studies, whatever the order in which they were written."""
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a stage may know of its data before the first batch.
+
+    Attributes:
+        image_size: Edge of the square images [px].
+        finding_names: Findings with labels in this dataset, in the order of ``Batch.findings``.
+        vocabulary: Categorical attribute to its values; a code in ``Batch.attributes`` is an index here.
+        measurement_names: Names in ``Batch.measurements``.
+        mask_names: Names in ``Batch.masks``.
+        reports: The training split's report texts, only where a stage says ``needs_reports``.
+        fingerprint: Fingerprint of the dataset's content.
+    """
+
+    image_size: int
+    finding_names: tuple[str, ...]
+    vocabulary: Mapping[str, tuple[str, ...]]
+    measurement_names: tuple[str, ...] = ()
+    mask_names: tuple[str, ...] = ()
+    reports: tuple[str, ...] = ()
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An ingested dataset: where it is, and its manifest."""
+
+    location: Location
+    manifest: DatasetManifest
+
+    def shard_paths(self, split: str) -> list[str]:
+        """Paths of a split's shards inside ``location.filesystem``."""
+        return [(self.location / shard.file).path for shard in self.manifest.shards.get(split, ())]
+
+    def rows(self, split: str) -> int:
+        """Number of studies in a split."""
+        return sum(shard.rows for shard in self.manifest.shards.get(split, ()))
+
+    def info(self, reports: tuple[str, ...] = ()) -> DatasetInfo:
+        """What a stage may know of this dataset."""
+        manifest = self.manifest
+        return DatasetInfo(
+            image_size=manifest.image_size,
+            finding_names=manifest.finding_names,
+            vocabulary=manifest.vocabulary,
+            measurement_names=manifest.measurement_names,
+            mask_names=manifest.mask_names,
+            reports=reports,
+            fingerprint=manifest.fingerprint,
+        )
+
+
+def open_dataset(uri: str) -> Dataset:
+    """Opens an ingested dataset.
+
+    Raises:
+        StorageError: If there is no manifest, it has another format, or a shard is missing or truncated.
+    """
+    location = resolve(uri)
+    target = location / "manifest.json"
+    if not target.exists():
+        raise StorageError(
+            f"There is no dataset at {location.uri}: manifest.json is missing. It is written when an ingest "
+            "ends; run (or run again) python -m jobs ingest."
+        )
+    manifest = DatasetManifest.model_validate(target.read_json())
+    if manifest.format != FORMAT:
+        raise StorageError(
+            f"The dataset at {location.uri} has format {manifest.format}; this version reads {FORMAT}. "
+            "Ingest it again."
+        )
+    return Dataset(location, manifest)

@@ -1,0 +1,74 @@
+"""The plain loop: one process, no Ray, no DeepSpeed. What a unit test or a notebook trains with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import torch
+from torch import nn
+
+from counterray.bundle import Bundle
+from counterray.data.dataset import DatasetInfo
+from counterray.data.study import Batch
+from counterray.training.stage import Losses, Stage
+
+
+def train(
+    stage: Stage,
+    *,
+    data: DatasetInfo,
+    batches: Callable[[], Iterable[Batch]],
+    steps: int,
+    learning_rate: float = 1e-3,
+    inputs: Mapping[str, Bundle] | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """Trains ``stage`` with Adam at a constant rate.
+
+    Args:
+        stage: What to train.
+        data: What the stage may know of the data.
+        batches: Called at the start of each epoch; gives its batches.
+        steps: Number of optimizer steps.
+        learning_rate: Adam's.
+        inputs: Bundles of earlier stages by role.
+        seed: Of torch's global random state.
+
+    Returns:
+        The trained module, in evaluation mode.
+
+    Raises:
+        FloatingPointError: If a loss is not finite, with the step and the part.
+    """
+    torch.manual_seed(seed)
+    module = stage.build(inputs or {}, data)
+    module.train()
+    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=learning_rate)
+    for step, batch in zip(range(steps), repeat(batches), strict=False):
+        losses = stage.loss(module, batch, step)
+        require_finite(losses, step)
+        optimizer.zero_grad()
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return module.eval()
+
+
+def repeat(batches: Callable[[], Iterable[Batch]]) -> Iterator[Batch]:
+    """Epoch after epoch, without end."""
+    while True:
+        yield from batches()
+
+
+def require_finite(losses: Losses, step: int) -> None:
+    """Raises if a loss is not finite.
+
+    Raises:
+        FloatingPointError: With the step and the names of the parts that are not finite.
+    """
+    if torch.isfinite(losses.total):
+        return
+    wrong = [name for name, value in losses.parts.items() if not torch.isfinite(value)] or ["total"]
+    raise FloatingPointError(
+        f"The loss is not finite at step {step}: {', '.join(sorted(wrong))}. Training stopped; the last "
+        "checkpoint is untouched. Lower optimizer.lr, or set optimizer.clip_norm."
+    )
