@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.s3_server import S3Server, serve
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -17,3 +21,26 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip("real data are absent: set COUNTERRAY_TEST_DATA to the folder that holds them")
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server for the session; most tests want `make_bucket` instead."""
+    with serve(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def make_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """Makes an empty bucket and returns its ``s3://`` URI; the AWS variables point at the server."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+
+    def make() -> str:
+        name = f"test-{uuid.uuid4().hex[:12]}"
+        s3_server.make_bucket(name)
+        return f"s3://{name}"
+
+    return make
