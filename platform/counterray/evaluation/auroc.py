@@ -1,0 +1,136 @@
+"""Area under the receiver operating characteristic, per finding and over findings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+from torch import Tensor
+
+from counterray.evaluation.intervals import Floats, Interval, patient_bootstrap
+from counterray.evaluation.metric import Metric
+
+MINIMUM_POSITIVES = 50
+"""Positives that a finding needs to count in the macro average: below, its interval spans about ±0.08."""
+
+
+def auroc(scores: Floats, labels: NDArray[np.bool_]) -> float:
+    """Probability that a positive scores above a negative, ties counted half.
+
+    ``(sum of the positives' ranks - P (P + 1) / 2) / (P N)``. 1 is best, 0.5 is chance.
+
+    Args:
+        scores: ``[n]``.
+        labels: ``[n]``, true for a positive.
+
+    Returns:
+        A value in [0, 1]; NaN without a positive or without a negative.
+
+    Reference: Hanley and McNeil, 1982, https://doi.org/10.1148/radiology.143.1.7063747.
+    """
+    positives = int(labels.sum())
+    negatives = len(labels) - positives
+    if not positives or not negatives:
+        return math.nan
+    ranks = rankdata(scores)
+    return float((ranks[labels].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def auroc_metrics(
+    name: str,
+    scores: Tensor,
+    labels: Tensor,
+    mask: Tensor,
+    *,
+    outputs: Sequence[str],
+    patients: Sequence[str],
+    judge: str | None,
+    minimum_positives: int = MINIMUM_POSITIVES,
+    seed: int = 0,
+) -> list[Metric]:
+    """AUROC of each output and their macro average, with patient-clustered bootstrap intervals.
+
+    The macro average takes the outputs with at least ``minimum_positives`` positives and as many
+    negatives, and its note says which. Outputs without any positive or negative are NaN, with the reason.
+
+    Args:
+        name: The metric's name; the macro average is called ``<name>_macro``.
+        scores: ``[n, K]``, higher for more likely.
+        labels: ``[n, K]``, above 0.5 for a positive.
+        mask: ``[n, K]`` bool, true where the label is known.
+        outputs: Names of the K outputs.
+        patients: The n images' patients.
+        judge: Label of the judge that scored.
+        minimum_positives: Positives, and negatives, for the macro average.
+        seed: Of the bootstrap.
+
+    Raises:
+        ValueError: If a score is not finite.
+    """
+    values = scores.detach().double().cpu().numpy()
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name}: {int((~np.isfinite(values)).sum())} scores of {judge} are not finite.")
+    positive = (labels > 0.5).cpu().numpy()
+    known = mask.bool().cpu().numpy()
+    counts = [
+        (int((positive & known)[:, k].sum()), int((~positive & known)[:, k].sum()))
+        for k in range(len(outputs))
+    ]
+    counted = [k for k, count in enumerate(counts) if min(count) >= minimum_positives]
+
+    def statistic(rows: NDArray[np.int64]) -> Floats:
+        each = np.array(
+            [_masked(values[rows, k], positive[rows, k], known[rows, k]) for k in range(len(outputs))]
+        )
+        return np.append(each, each[counted].mean() if counted else math.nan)
+
+    point = statistic(np.arange(len(values)))
+    intervals = patient_bootstrap(statistic, patients, seed=seed)
+    metrics = [
+        Metric(
+            name=name,
+            subset=output,
+            value=float(point[k]),
+            **_ends(intervals[k], float(point[k])),
+            n=sum(counts[k]),
+            judge=judge,
+            direction="higher",
+            note=_count_note(*counts[k]),
+        )
+        for k, output in enumerate(outputs)
+    ]
+    macro = Metric(
+        name=f"{name}_macro",
+        value=float(point[-1]),
+        **_ends(intervals[-1], float(point[-1])),
+        n=len(values),
+        judge=judge,
+        direction="higher",
+        note=_macro_note([outputs[k] for k in counted], len(outputs), minimum_positives),
+    )
+    return [macro, *metrics]
+
+
+def _masked(scores: Floats, labels: NDArray[np.bool_], known: NDArray[np.bool_]) -> float:
+    return auroc(scores[known], labels[known])
+
+
+def _ends(interval: Interval, value: float) -> dict[str, float]:
+    # A resample can have both classes only where the whole has, so an interval without a value cannot be.
+    return {"low": interval.low, "high": interval.high} if not math.isnan(value) else {}
+
+
+def _count_note(positives: int, negatives: int) -> str:
+    if positives and negatives:
+        return f"{positives} positives"
+    return f"undefined: {positives} positives, {negatives} negatives"
+
+
+def _macro_note(counted: Sequence[str], outputs: int, minimum: int) -> str:
+    if not counted:
+        return f"none of {outputs} has {minimum} positives and negatives"
+    names = ", ".join(name.replace("_", " ") for name in counted)
+    return f"{len(counted)} of {outputs} with at least {minimum} positives: {names}"
