@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from torch import Tensor
 
-from counterray.evaluation.intervals import Floats, Interval, patient_bootstrap
+from counterray.evaluation.intervals import Floats, patient_bootstrap
 from counterray.evaluation.metric import Metric
 
 MINIMUM_POSITIVES = 50
@@ -94,7 +94,8 @@ def auroc_metrics(
             name=name,
             subset=output,
             value=float(point[k]),
-            **_ends(intervals[k], float(point[k])),
+            low=intervals[k].low,
+            high=intervals[k].high,
             n=sum(counts[k]),
             judge=judge,
             direction="higher",
@@ -105,7 +106,8 @@ def auroc_metrics(
     macro = Metric(
         name=f"{name}_macro",
         value=float(point[-1]),
-        **_ends(intervals[-1], float(point[-1])),
+        low=intervals[-1].low,
+        high=intervals[-1].high,
         n=len(values),
         judge=judge,
         direction="higher",
@@ -116,11 +118,6 @@ def auroc_metrics(
 
 def _masked(scores: Floats, labels: NDArray[np.bool_], known: NDArray[np.bool_]) -> float:
     return auroc(scores[known], labels[known])
-
-
-def _ends(interval: Interval, value: float) -> dict[str, float]:
-    # A resample can have both classes only where the whole has, so an interval without a value cannot be.
-    return {"low": interval.low, "high": interval.high} if not math.isnan(value) else {}
 
 
 def _count_note(positives: int, negatives: int) -> str:

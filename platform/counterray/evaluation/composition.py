@@ -12,9 +12,10 @@ from counterray.evaluation.pixel_error import mean_absolute_error
 
 
 def composition(edit: Editor, batch: Batch, *, cycles: Sequence[int] = (1, 10)) -> dict[int, Tensor]:
-    """Error after k null interventions in a row, ``mean |x - f^k(x)| / 2`` with ``f(x) = predict(abduct(x))``.
+    """Error after k null interventions in a row.
 
-    0 is best. One cycle is the reconstruction error; ten show whether errors add up.
+    ``mean |x - f^k(x)| / 2`` with ``f(x) = predict(abduct(x))``; 0 is best. One cycle is the reconstruction
+    error; ten show whether errors add up.
 
     Args:
         edit: The generator.

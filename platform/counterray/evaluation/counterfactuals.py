@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from counterray.causal.mechanism import Mechanism, Values
+from counterray.causal.mechanism import Mechanism, Noise, Values
 from counterray.data.study import Batch
 
 
@@ -42,6 +42,37 @@ def editor(mechanism: Mechanism, parents: Callable[[Batch], Values]) -> Editor:
     @torch.no_grad()
     def edit(image: Tensor, source: Batch, target: Batch) -> Tensor:
         return mechanism.predict(mechanism.abduct(image, parents(source)), parents(target))
+
+    return edit
+
+
+class PathologySwap(Protocol):
+    """An image mechanism whose noise can take the pathology that another image shows."""
+
+    def abduct(self, value: Tensor, parents: Values) -> Noise:
+        """The noise of ``value``, its own pathology included."""
+        ...
+
+    def with_pathology(self, noise: Noise, donor: Tensor) -> Noise:
+        """The same patients' noise with the pathology that ``donor`` shows."""
+        ...
+
+    def predict(self, noise: Noise, parents: Values) -> Tensor:
+        """The images of ``noise``."""
+        ...
+
+
+def swap_editor(mechanism: PathologySwap) -> Editor:
+    """The editor of a mechanism that reads the pathology from the target's images, not from its labels."""
+
+    @torch.no_grad()
+    def edit(image: Tensor, source: Batch, target: Batch) -> Tensor:
+        noise = mechanism.abduct(image, {})
+        # The null intervention keeps the pathology that this very image shows: taking it from the source's
+        # image again would hide what repeated cycles lose.
+        if target is not source:
+            noise = mechanism.with_pathology(noise, target.image)
+        return mechanism.predict(noise, {})
 
     return edit
 
@@ -113,4 +144,5 @@ def patients(batch: Batch) -> tuple[str, ...]:
 
 def pieces(rows: int, size: int) -> Iterator[Tensor]:
     """Row numbers in pieces of at most ``size``, so that a large test split fits into memory."""
-    yield from torch.arange(rows).split(size)
+    for start in range(0, rows, size):
+        yield torch.arange(start, min(start + size, rows))

@@ -21,6 +21,7 @@ def ssim(image: Tensor, reference: Tensor) -> Tensor:
 
     Reference: Wang et al., 2004, https://doi.org/10.1109/TIP.2003.819861, equation 13.
     """
+    value = structural_similarity_index_measure(image, reference, data_range=2.0, reduction="none")
+    assert isinstance(value, Tensor)  # a pair only where the full image is asked for
     # Clamped because of rounding: of equal images, torchmetrics gives 1.0000001.
-    value: Tensor = structural_similarity_index_measure(image, reference, data_range=2.0, reduction="none")
     return value.reshape(len(image)).clamp(-1, 1)

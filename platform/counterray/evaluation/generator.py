@@ -1,0 +1,300 @@
+"""All metrics of one generator: what `evaluate` and the demo call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from counterray.data.study import Batch
+from counterray.evaluation.areas import area_deviation
+from counterray.evaluation.auroc import MINIMUM_POSITIVES
+from counterray.evaluation.composition import composition
+from counterray.evaluation.counterfactuals import Counterfactuals, Editor, patients, pieces
+from counterray.evaluation.effectiveness import effectiveness
+from counterray.evaluation.ground_truth import ground_truth_metrics
+from counterray.evaluation.identity import reidentification_rank
+from counterray.evaluation.intervals import summarise
+from counterray.evaluation.metric import Judge, Metric
+from counterray.evaluation.off_target import off_target_metrics
+from counterray.evaluation.psnr import psnr
+from counterray.evaluation.reversibility import reversibility
+from counterray.evaluation.ssim import ssim
+
+Exact = Callable[[Batch, Batch], Tensor | None]
+"""Sources and donors to their exact counterfactuals ``[B, 1, H, W]`` in [-1, 1], ``None`` where unknown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judges:
+    """The frozen networks that score, each ``None`` where there is none.
+
+    Attributes:
+        classifier: Probabilities ``[B, F]`` of the findings it names.
+        segmentor: Probabilities ``[B, K, H, W]`` of the structures it names; those that a pathology covers
+            (lesions) should not be among them, only anatomy whose area is to be kept.
+        identity: Features ``[B, D]`` in which images of one patient are near each other.
+    """
+
+    classifier: Judge | None = None
+    segmentor: Judge | None = None
+    identity: Judge | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The outcome.
+
+    Attributes:
+        metrics: All numbers.
+        counterfactuals: The images behind them.
+        absent: Metrics that were not computed, with the reason.
+    """
+
+    metrics: list[Metric]
+    counterfactuals: Counterfactuals
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+    def find(self, name: str, subset: str = "") -> Metric | None:
+        """The metric of that name and subset, ``None`` where it was not computed."""
+        return next((m for m in self.metrics if m.name == name and m.subset == subset), None)
+
+
+def shuffled_donors(batch: Batch, *, seed: int = 0) -> Batch:
+    """A donor for each row of the batch: its rows in a random order, none its own donor.
+
+    Drawing donors whatever their labels makes targets independent of the sources, so that an editor that
+    does nothing has an effectiveness of chance.
+
+    Raises:
+        ValueError: If the batch has fewer than two images.
+    """
+    if len(batch) < 2:
+        raise ValueError(f"Swapping pathology needs at least 2 images; the batch has {len(batch)}.")
+    order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(seed))
+    donor = torch.empty_like(order)
+    donor[order] = order.roll(1)
+    return batch.select(donor)
+
+
+def make_counterfactuals(
+    edit: Editor, source: Batch, donor: Batch, *, exact: Exact | None = None, batch_size: int = 64
+) -> Counterfactuals:
+    """The sources' counterfactuals and reconstructions, made in pieces of ``batch_size`` images."""
+    images, reconstructions, truths = [], [], []
+    for rows in pieces(len(source), batch_size):
+        patient, other = source.select(rows), donor.select(rows)
+        images.append(edit(patient.image, patient, other))
+        reconstructions.append(edit(patient.image, patient, patient))
+        truths.append(exact(patient, other) if exact else None)
+    known = [truth for truth in truths if truth is not None]
+    if known and len(known) < len(truths):
+        raise ValueError(
+            f"The exact counterfactuals are known for {len(known)} of {len(truths)} batches; they must be "
+            "known for all or for none."
+        )
+    return Counterfactuals(
+        source=source,
+        donor=donor,
+        image=torch.cat(images),
+        reconstruction=torch.cat(reconstructions),
+        exact=torch.cat(known) if known else None,
+    )
+
+
+def evaluate_counterfactuals(
+    edit: Editor,
+    source: Batch,
+    donor: Batch,
+    *,
+    judges: Judges,
+    exact: Exact | None = None,
+    training: Batch | None = None,
+    cycles: Sequence[int] = (1, 10),
+    minimum_positives: int = MINIMUM_POSITIVES,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> Evaluation:
+    """Makes counterfactuals and computes every metric that the data allow.
+
+    Args:
+        edit: The generator.
+        source: Test images; also the gallery of re-identification.
+        donor: Row by row, whose pathology the sources are given.
+        judges: Networks that score, none of them seen by the generator's losses.
+        exact: Gives the exact counterfactuals, for data whose causal model is known.
+        training: Training images, for the baseline "nearest image with the target findings".
+        cycles: Numbers of repetitions for composition and reversibility.
+        minimum_positives: What a finding needs for the macro averages.
+        batch_size: Images at a time.
+        seed: Of the bootstrap.
+
+    Raises:
+        ValueError: If images are not finite, shapes differ, patients are not named, or a judge lacks a
+            finding.
+    """
+    made = make_counterfactuals(edit, source, donor, exact=exact, batch_size=batch_size)
+    metrics = [
+        *_reconstruction(made, seed=seed),
+        *_laws(edit, made, cycles=cycles, batch_size=batch_size, seed=seed),
+    ]
+    absent = {}
+    if judges.classifier is None:
+        absent["effectiveness, off-target change"] = "no classifier was given to score"
+    else:
+        metrics += _findings(
+            made, judges.classifier, minimum_positives=minimum_positives, batch_size=batch_size, seed=seed
+        )
+    if judges.identity is None:
+        absent["identity"] = "no identity encoder was given to score"
+    else:
+        metrics += _identity(made, judges.identity, batch_size=batch_size, seed=seed)
+    if made.exact is None:
+        absent["ground truth error, area deviation"] = (
+            "the exact counterfactuals of these images are not known; they are for data drawn from a known "
+            "causal model, such as the phantom"
+        )
+    else:
+        metrics += ground_truth_metrics(made, made.exact, pool=training, seed=seed)
+        if judges.segmentor is None:
+            absent["area deviation"] = "no segmentor was given to measure"
+        else:
+            metrics += _areas(made, made.exact, judges.segmentor, batch_size=batch_size, seed=seed)
+    return Evaluation(metrics, made, absent)
+
+
+@torch.no_grad()
+def scores(judge: Judge, image: Tensor, *, batch_size: int = 64) -> Tensor:
+    """The judge's answers to all images, ``[B, ...]``, computed in pieces."""
+    return torch.cat([judge.predict(image[rows]) for rows in pieces(len(image), batch_size)])
+
+
+def _reconstruction(made: Counterfactuals, *, seed: int) -> list[Metric]:
+    image, reference, who = made.reconstruction, made.source.image, patients(made.source)
+    return [
+        summarise("reconstruction_ssim", ssim(image, reference), patients=who, direction="higher", seed=seed),
+        summarise(
+            "reconstruction_psnr",
+            psnr(image, reference),
+            patients=who,
+            direction="higher",
+            unit="dB",
+            seed=seed,
+        ),
+    ]
+
+
+def _laws(
+    edit: Editor, made: Counterfactuals, *, cycles: Sequence[int], batch_size: int, seed: int
+) -> list[Metric]:
+    errors: dict[tuple[str, int], list[Tensor]] = {}
+    for rows in pieces(len(made), batch_size):
+        source, donor = made.source.select(rows), made.donor.select(rows)
+        for cycle, error in composition(edit, source, cycles=cycles).items():
+            errors.setdefault(("composition_error", cycle), []).append(error)
+        for cycle, error in reversibility(edit, source, donor, cycles=cycles).items():
+            errors.setdefault(("reversibility_error", cycle), []).append(error)
+    return [
+        summarise(
+            name,
+            torch.cat(parts),
+            patients=patients(made.source),
+            direction="lower",
+            subset="1 cycle" if cycle == 1 else f"{cycle} cycles",
+            unit="of grey range",
+            seed=seed,
+        )
+        for (name, cycle), parts in sorted(errors.items())
+    ]
+
+
+def _findings(
+    made: Counterfactuals, judge: Judge, *, minimum_positives: int, batch_size: int, seed: int
+) -> list[Metric]:
+    columns = judge.columns(made.source.finding_names)
+
+    def probabilities(image: Tensor) -> Tensor:
+        return scores(judge, image, batch_size=batch_size)[:, columns]
+
+    before, after = probabilities(made.source.image), probabilities(made.image)
+    exact = probabilities(made.exact) if made.exact is not None else None
+    return [
+        *effectiveness(
+            made, judge, before=before, after=after, minimum_positives=minimum_positives, seed=seed
+        ),
+        *off_target_metrics(made, judge, before=before, after=after, exact=exact, seed=seed),
+    ]
+
+
+def _identity(made: Counterfactuals, judge: Judge, *, batch_size: int, seed: int) -> list[Metric]:
+    who = patients(made.source)
+    gallery = scores(judge, made.source.image, batch_size=batch_size)
+
+    def rank(image: Tensor) -> Tensor:
+        features = scores(judge, image, batch_size=batch_size)
+        return reidentification_rank(features, gallery, patients=who, gallery_patients=who).double()
+
+    people = len(set(who))
+    metrics = []
+    for subset, image in {"": made.image, "exact counterfactual": made.exact}.items():
+        if image is None:
+            continue
+        ranks = rank(image)
+        note = f"among {people} patients; chance is {1 / people:.2g}" if not subset else "what can be asked"
+        metrics.append(
+            summarise(
+                "identity_top1",
+                (ranks == 1).double(),
+                patients=who,
+                direction="higher" if not subset else "none",
+                judge=judge.label,
+                subset=subset,
+                note=note,
+                seed=seed,
+            )
+        )
+        metrics.append(
+            summarise(
+                "identity_rank",
+                ranks,
+                patients=who,
+                statistic="median",
+                direction="lower" if not subset else "none",
+                judge=judge.label,
+                subset=subset,
+                note=f"median, among {people} patients",
+                seed=seed,
+            )
+        )
+    return metrics
+
+
+def _areas(made: Counterfactuals, exact: Tensor, judge: Judge, *, batch_size: int, seed: int) -> list[Metric]:
+    deviation = area_deviation(
+        scores(judge, made.image, batch_size=batch_size), scores(judge, exact, batch_size=batch_size)
+    )
+    return [
+        summarise(
+            "area_deviation",
+            deviation[:, k],
+            patients=patients(made.source),
+            statistic="median",
+            direction="lower",
+            judge=judge.label,
+            subset=name,
+            unit="of the exact area",
+            note=_quantiles(deviation[:, k]),
+            seed=seed,
+        )
+        for k, name in enumerate(judge.outputs)
+    ]
+
+
+def _quantiles(values: Tensor) -> str:
+    known = values[~values.isnan()]
+    if not len(known):
+        return "no image has this structure"
+    low, high, worst = torch.quantile(known, torch.tensor([0.25, 0.75, 0.95], dtype=known.dtype)).tolist()
+    return f"median; quartiles {low:.3f} and {high:.3f}, 95 % of images below {worst:.3f}"
