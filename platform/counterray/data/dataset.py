@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pyarrow.fs import FileType
+from pydantic import Field
+
 from counterray.config import Config
 from counterray.storage import Location, StorageError, resolve
 
@@ -13,6 +16,9 @@ FORMAT = 1
 """Version of the folder's layout; a reader refuses any other."""
 
 SPLITS = ("train", "validation", "test")
+
+ROW_GROUP_ROWS = 256
+"""Rows of every Parquet row group but a shard's last: the unit in which loaders shuffle and read."""
 
 
 class Shard(Config):
@@ -55,6 +61,10 @@ class DatasetManifest(Config):
     """Split to ``studies``, ``patients``, and counts by finding, sex and age band."""
     quarantined: dict[str, int]
     """Reason to number of images set aside; each is listed in ``quarantine.parquet``."""
+    notes: dict[str, int] = Field(default_factory=dict)
+    """Counts that are no fault, such as ``not_present``: rows of a label file without an image."""
+    unknown_labels: dict[str, int] = Field(default_factory=dict)
+    """Labels of the source that its map does not know, to the number of images with them."""
     shards: dict[str, tuple[Shard, ...]]
     """Split to its shards."""
     fingerprint: str
@@ -99,6 +109,40 @@ class Dataset:
         """Number of studies in a split."""
         return sum(shard.rows for shard in self.manifest.shards.get(split, ()))
 
+    def require_split(self, split: str) -> None:
+        """Raises if a split has no study.
+
+        Raises:
+            StorageError: With the splits that do have studies.
+        """
+        if self.rows(split) == 0:
+            present = ", ".join(name for name in SPLITS if self.rows(name)) or "none"
+            raise StorageError(
+                f"The dataset at {self.location.uri} has no study in split {split!r} (with studies: {present}). "
+                "Ingest more studies, or change the fractions of the splits."
+            )
+
+    def verify(self) -> None:
+        """Compares every shard's size with the manifest's.
+
+        Raises:
+            StorageError: Naming the first shard that is missing or has another size.
+        """
+        shards = [shard for split in self.manifest.shards.values() for shard in split]
+        infos = self.location.filesystem.get_file_info([(self.location / s.file).path for s in shards])
+        for shard, info in zip(shards, infos, strict=True):
+            if info.type != FileType.File:
+                raise StorageError(
+                    f"Shard {shard.file} of {self.location.uri} is missing. Run python -m jobs ingest again: "
+                    "it writes what is missing."
+                )
+            if info.size != shard.bytes:
+                raise StorageError(
+                    f"Shard {shard.file} of {self.location.uri} has {info.size} bytes; its manifest says "
+                    f"{shard.bytes}: it is truncated or was changed. Run python -m jobs ingest again after "
+                    "deleting it."
+                )
+
     def info(self, reports: tuple[str, ...] = ()) -> DatasetInfo:
         """What a stage may know of this dataset."""
         manifest = self.manifest
@@ -117,7 +161,8 @@ def open_dataset(uri: str) -> Dataset:
     """Opens an ingested dataset.
 
     Raises:
-        StorageError: If there is no manifest, it has another format, or a shard is missing or truncated.
+        StorageError: If there is no manifest, it has another format, or a shard is missing or truncated
+            (by its size; `verify`).
     """
     location = resolve(uri)
     target = location / "manifest.json"
@@ -132,4 +177,6 @@ def open_dataset(uri: str) -> Dataset:
             f"The dataset at {location.uri} has format {manifest.format}; this version reads {FORMAT}. "
             "Ingest it again."
         )
-    return Dataset(location, manifest)
+    dataset = Dataset(location, manifest)
+    dataset.verify()
+    return dataset
