@@ -1,0 +1,247 @@
+"""`gsvae` as a stage: causal disentanglement of identity and pathology by group supervision."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+from counterray.bundle import Bundle, BundleError
+from counterray.data.dataset import DatasetInfo
+from counterray.data.study import Batch
+from counterray.models.gsvae.losses import (
+    KLReduction,
+    LossWeights,
+    classification_loss,
+    feature_distance,
+    kl_divergence,
+    kl_loss,
+    random_partners,
+    reconstruction_loss,
+    structural_similarity,
+)
+from counterray.models.gsvae.network import GSVAENetwork, NetworkConfig
+from counterray.models.predictors import load_judge
+from counterray.training.stage import Export, Losses, StageConfig
+
+PathologyPairing = Literal["donor", "as_printed"]
+
+
+class GSVAEConfig(StageConfig):
+    """Settings of the `gsvae` stage; the defaults are the paper's.
+
+    The arms of table 4: ``weights.identity=0 weights.pathology=0`` drops the group losses,
+    ``network.transformer_layers=0`` drops T, both and ``weights.classification=0`` is the baseline VAE.
+    """
+
+    stage: Literal["gsvae"] = "gsvae"
+    """Name of the stage."""
+    network: NetworkConfig = NetworkConfig()
+    """Sizes of the network."""
+    weights: LossWeights = LossWeights()
+    """Weights of the losses (equations 4 and 10)."""
+    group_every: int = Field(default=5, ge=1)
+    """Every how many steps the group losses are on; zero otherwise."""
+    kl_reduction: KLReduction = "per_element"
+    """Whether α weighs the mean divergence of an element or the sum over an image."""
+    pathology_pairing: PathologyPairing = "donor"
+    """Whose pathology a swapped image is compared with: its donor's, or its own as equation 8 is printed."""
+    pathology_judge: Literal["image_text", "classifier"] = "image_text"
+    """Stage of the judge whose features equation 8 compares (paper: an image–text encoder)."""
+
+
+class GSVAEStage:
+    """Stage 1 of Nie et al., Algorithm 1: `Stage` for `GSVAENetwork`.
+
+    Args:
+        config: Settings.
+    """
+
+    name = "gsvae"
+    needs_masks: tuple[str, ...] = ()
+    needs_reports = False
+    monitor = "loss_total"
+    direction = "min"
+
+    def __init__(self, config: GSVAEConfig) -> None:
+        self.config = config
+        self.frozen: dict[str, nn.Module] = {}
+        self._image_size = 0
+        self._finding_names: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        """Judges that the group losses need; none where both have weight 0."""
+        weights = self.config.weights
+        identity = {"identity": "identity"} if weights.identity else {}
+        return identity | ({"pathology": self.config.pathology_judge} if weights.pathology else {})
+
+    def build(self, inputs: Mapping[str, Bundle], data: DatasetInfo) -> GSVAENetwork:
+        """The network for ``data``; the judges of ``inputs`` go to ``frozen``.
+
+        Raises:
+            KeyError: If a judge that the weights ask for is missing.
+        """
+        for role, stage in self.inputs.items():
+            if role not in inputs:
+                raise KeyError(
+                    f"gsvae needs the bundle of a {stage!r} judge as input {role!r}; train that stage first, "
+                    f"or set weights.{role}=0 to go without its loss."
+                )
+            self.frozen[role] = load_judge(inputs[role]).requires_grad_(False).eval()
+        self._image_size, self._finding_names = data.image_size, data.finding_names
+        return GSVAENetwork(self.config.network, image_size=data.image_size, findings=len(data.finding_names))
+
+    def loss(self, module: nn.Module, batch: Batch, step: int) -> Losses:
+        """Equation 9, and at every ``group_every``-th step equation 10 (the 5th, 10th, … by default)."""
+        group_step = bool(self.inputs) and (step + 1) % self.config.group_every == 0
+        partner = random_partners(len(batch), batch.image.device) if group_step else None
+        return self._losses(module(batch.image, partner), batch, partner)
+
+    def _losses(self, output: Mapping[str, Tensor], batch: Batch, partner: Tensor | None) -> Losses:
+        weights = self.config.weights
+        image = batch.image.float()
+        parts = {
+            "reconstruction": reconstruction_loss(image, output["reconstruction"], ssim_weight=weights.ssim),
+            "kl": kl_loss(output["mean"], output["log_variance"], reduction=self.config.kl_reduction),
+            "classification": classification_loss(
+                output["finding_logits"], batch.findings, batch.finding_mask
+            ),
+            "identity": image.new_zeros(()),
+            "pathology": image.new_zeros(()),
+        }
+        if partner is not None:
+            parts |= self._group_losses(image, output["swapped"], partner)
+        total = (
+            parts["reconstruction"]
+            + weights.kl * parts["kl"]
+            + weights.classification * parts["classification"]
+            + weights.identity * parts["identity"]
+            + weights.pathology * parts["pathology"]
+        )
+        return Losses(total, {name: value.detach() for name, value in parts.items()})
+
+    def _group_losses(self, image: Tensor, swapped: Tensor, partner: Tensor) -> dict[str, Tensor]:
+        """Distances of ``swapped`` from its patient's identity and its donor's pathology, by judges."""
+        donor = image[partner] if self.config.pathology_pairing == "donor" else image
+        targets = {"identity": image, "pathology": donor}
+        losses = {}
+        for role, judge in self.frozen.items():
+            features: Callable[[Tensor], Tensor] = judge.features  # type: ignore[assignment]
+            with torch.no_grad():
+                target = features(targets[role])
+            losses[role] = feature_distance(features(swapped), target)
+        return losses
+
+    @torch.no_grad()
+    def validate(self, module: nn.Module, batches: Iterable[Batch]) -> Mapping[str, float]:
+        """Metrics with posterior means and each image's pathology swapped with the next image's.
+
+        Returns:
+            ``loss_total`` (with the group losses, lower is better) and ``loss_*``; ``ssim`` and ``psnr`` [dB]
+            of the reconstruction (higher); ``kl_identity`` and ``kl_pathology`` [nats an element];
+            ``auroc_*`` of each finding that has both labels, and ``auroc_macro``, from z^n alone (higher).
+        """
+        sums: dict[str, float] = defaultdict(float)
+        count = 0
+        logits, labels, known = [], [], []
+        for batch in batches:
+            partner = torch.arange(1, len(batch) + 1, device=batch.image.device) % len(batch)
+            output = module(batch.image, partner if self.inputs else None, sample=False)
+            losses = self._losses(output, batch, partner if self.inputs else None)
+            for name, value in _image_metrics(losses, output, batch.image.float()).items():
+                sums[name] += value * len(batch)
+            count += len(batch)
+            logits.append(output["finding_logits"].cpu())
+            labels.append(batch.findings.cpu())
+            known.append(batch.finding_mask.cpu())
+        if not count:
+            raise ValueError("The validation split is empty; ingest with a validation share above 0.")
+        means = {name: value / count for name, value in sums.items()}
+        return means | _auroc(torch.cat(logits), torch.cat(labels), torch.cat(known), self._finding_names)
+
+    @torch.no_grad()
+    def preview(self, module: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """``input``, ``reconstruction``, ``donor`` (the next image) and ``swapped`` (with its pathology)."""
+        partner = torch.arange(1, len(batch) + 1, device=batch.image.device) % len(batch)
+        output = module(batch.image, partner, sample=False)
+        return {
+            "input": batch.image,
+            "reconstruction": output["reconstruction"].clamp(-1.0, 1.0),
+            "donor": batch.image[partner],
+            "swapped": output["swapped"].clamp(-1.0, 1.0),
+        }
+
+    def export(self, module: nn.Module) -> Export:
+        """The network's weights, and the sizes that `load` rebuilds it from."""
+        metadata = {
+            "config": self.config.model_dump(mode="json"),
+            "image_size": self._image_size,
+            "finding_names": list(self._finding_names),
+        }
+        return Export(
+            tensors={"model": module.state_dict()},
+            metadata=metadata,
+            intended_use=(
+                "Research on and audits of diagnostic models: images of one patient with another patient's "
+                "findings, or without a finding. Made images are no evidence of disease."
+            ),
+            limits=(
+                "What the pathology channel carries is what the judges of the training and the labels of "
+                "the dataset could tell apart. Findings outside the dataset's labels may stay with the "
+                "patient's identity. Score a counterfactual with judges that the training has not seen."
+            ),
+        )
+
+
+def load(bundle: Bundle) -> GSVAENetwork:
+    """The trained network of a `gsvae` bundle, in evaluation mode.
+
+    Raises:
+        BundleError: If the bundle is another stage's.
+    """
+    if bundle.stage != GSVAEStage.name:
+        raise BundleError(
+            f"The bundle at {bundle.location.uri} is of stage {bundle.stage!r}, not {GSVAEStage.name!r}."
+        )
+    metadata = bundle.metadata
+    network = GSVAENetwork(
+        GSVAEConfig.model_validate(metadata["config"]).network,
+        image_size=metadata["image_size"],
+        findings=len(metadata["finding_names"]),
+    )
+    network.load_state_dict(bundle.tensors())
+    return network.eval()
+
+
+def _image_metrics(losses: Losses, output: Mapping[str, Tensor], image: Tensor) -> dict[str, float]:
+    reconstruction = output["reconstruction"]
+    squared_error = (reconstruction - image).square().mean(dim=(1, 2, 3))
+    divergence = kl_divergence(output["mean"], output["log_variance"]).mean(dim=(0, 2, 3))
+    values = {f"loss_{name}": value for name, value in losses.parts.items()} | {
+        "loss_total": losses.total,
+        "ssim": structural_similarity(image, reconstruction).mean(),
+        "psnr": 10 * torch.log10(4.0 / squared_error).mean(),
+        "kl_pathology": divergence[-1],
+    }
+    if len(divergence) > 1:
+        values["kl_identity"] = divergence[:-1].mean()
+    return {name: float(value) for name, value in values.items()}
+
+
+def _auroc(logits: Tensor, labels: Tensor, known: Tensor, names: tuple[str, ...]) -> dict[str, float]:
+    """Area under the ROC curve of each finding that has both labels, and their mean."""
+    scores = {}
+    for column, name in enumerate(names):
+        rows = known[:, column]
+        truth = labels[rows, column].long()
+        if 0 < int(truth.sum()) < len(truth):
+            scores[f"auroc_{name}"] = float(roc_auc_score(truth.numpy(), logits[rows, column].numpy()))
+    if scores:
+        scores["auroc_macro"] = sum(scores.values()) / len(scores)
+    return scores
