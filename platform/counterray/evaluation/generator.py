@@ -165,12 +165,6 @@ def evaluate_counterfactuals(
     return Evaluation(metrics, made, absent)
 
 
-@torch.no_grad()
-def scores(judge: Judge, image: Tensor, *, batch_size: int = 64) -> Tensor:
-    """The judge's answers to all images, ``[B, ...]``, computed in pieces."""
-    return torch.cat([judge.predict(image[rows]) for rows in pieces(len(image), batch_size)])
-
-
 def _reconstruction(made: Counterfactuals, *, seed: int) -> list[Metric]:
     image, reference, who = made.reconstruction, made.source.image, patients(made.source)
     return [
@@ -216,7 +210,7 @@ def _findings(
     columns = judge.columns(made.source.finding_names)
 
     def probabilities(image: Tensor) -> Tensor:
-        return scores(judge, image, batch_size=batch_size)[:, columns]
+        return judge.scores(image, batch_size=batch_size)[:, columns]
 
     before, after = probabilities(made.source.image), probabilities(made.image)
     exact = probabilities(made.exact) if made.exact is not None else None
@@ -230,10 +224,10 @@ def _findings(
 
 def _identity(made: Counterfactuals, judge: Judge, *, batch_size: int, seed: int) -> list[Metric]:
     who = patients(made.source)
-    gallery = scores(judge, made.source.image, batch_size=batch_size)
+    gallery = judge.scores(made.source.image, batch_size=batch_size)
 
     def rank(image: Tensor) -> Tensor:
-        features = scores(judge, image, batch_size=batch_size)
+        features = judge.scores(image, batch_size=batch_size)
         return reidentification_rank(features, gallery, patients=who, gallery_patients=who).double()
 
     people = len(set(who))
@@ -273,7 +267,7 @@ def _identity(made: Counterfactuals, judge: Judge, *, batch_size: int, seed: int
 
 def _areas(made: Counterfactuals, exact: Tensor, judge: Judge, *, batch_size: int, seed: int) -> list[Metric]:
     deviation = area_deviation(
-        scores(judge, made.image, batch_size=batch_size), scores(judge, exact, batch_size=batch_size)
+        judge.scores(made.image, batch_size=batch_size), judge.scores(exact, batch_size=batch_size)
     )
     return [
         summarise(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+
+from counterray.models.predictors.retrieval import ranks
 
 
 def reidentification_rank(
@@ -30,17 +31,12 @@ def reidentification_rank(
     Raises:
         ValueError: If a query's patient is not in the gallery.
     """
-    codes = {patient: code for code, patient in enumerate(sorted(set(gallery_patients)))}
-    strangers = sum(patient not in codes for patient in patients)
+    strangers = len(set(patients) - set(gallery_patients))
     if strangers:
         raise ValueError(
-            f"Re-identification: {strangers} of {len(patients)} queries are of patients without a gallery "
-            "image; take the gallery from the split that the counterfactuals were made from."
+            f"Re-identification: {strangers} of {len(set(patients))} patients have no gallery image; take the "
+            "gallery from the split that the counterfactuals were made from."
         )
-    similarity = normalize(query.double(), dim=1) @ normalize(gallery.double(), dim=1).T
-    own = torch.tensor([codes[p] for p in patients])[:, None] == torch.tensor(
-        [codes[p] for p in gallery_patients]
+    return ranks(
+        normalize(query.double(), dim=1), normalize(gallery.double(), dim=1), patients, gallery_patients
     )
-    best = similarity.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
-    # A rounding error is not a difference: without the margin, a tie would be decided by it.
-    return 1 + ((similarity >= best - 1e-9) & ~own).sum(dim=1)

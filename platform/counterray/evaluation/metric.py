@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 Direction = Literal["higher", "lower", "none"]
@@ -82,6 +83,11 @@ class Judge:
     def label(self) -> str:
         """Name and short checksum, as every number of this judge carries it."""
         return f"{self.name}:{self.checksum[:8]}"
+
+    @torch.no_grad()
+    def scores(self, image: Tensor, *, batch_size: int = 64) -> Tensor:
+        """The answers to all images, ``[B, ...]``, computed ``batch_size`` images at a time."""
+        return torch.cat([self.predict(part) for part in image.split(batch_size)])  # type: ignore[no-untyped-call]
 
     def columns(self, names: tuple[str, ...]) -> list[int]:
         """Positions of ``names`` among the outputs.

@@ -1,0 +1,360 @@
+"""What an evaluation says, as report sections: here the numbers and pictures get their words."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from counterray.data.dataset import DatasetManifest
+from counterray.data.study import Batch
+from counterray.evaluation.charts import Dots, Line
+from counterray.evaluation.counterfactuals import Counterfactuals
+from counterray.evaluation.generator import Evaluation
+from counterray.evaluation.metric import Metric
+from counterray.evaluation.pictures import EFFECT_RANGE, effect_gradient, effect_picture, grey_picture
+from counterray.evaluation.report import (
+    Block,
+    Card,
+    Cards,
+    Cell,
+    Curves,
+    DotPanel,
+    ImageGrid,
+    ImageRow,
+    KeyValues,
+    Legend,
+    Missing,
+    Panel,
+    Section,
+    Table,
+    Text,
+    format_number,
+)
+
+SYNTHETIC_NOTICE = (
+    "Synthetic images: the pictures called reconstruction or counterfactual were made by a model and show no "
+    "real person's radiograph. They are for research, must never be read as a finding of a patient, and are "
+    "not a medical device's output."
+)
+
+LIMITS = (
+    "Every number that names a judge is that network's opinion, not a radiologist's, and is comparable only "
+    "with numbers of the same judge (name and checksum). Judges err more on generated than on real images.",
+    "A counterfactual says what the model believes would be seen. Only where the exact counterfactual is "
+    "known, on simulated radiographs, has that belief been compared with the truth; on real radiographs "
+    "there is none to compare with.",
+    "Intervals are 95 % percentile intervals from resampling patients. They cover the choice of test "
+    "patients, not the choice of the training seed, the site or the scanner.",
+)
+
+_EFFECT_LEGEND = Legend(
+    title="Direct effect: counterfactual − input",
+    gradient=effect_gradient(),
+    low=f"−{EFFECT_RANGE / 2:.0%} darker",
+    middle="unchanged",
+    high=f"brighter +{EFFECT_RANGE / 2:.0%}",
+)
+_ARROWS = {"higher": "↑ higher is better", "lower": "↓ lower is better", "none": "for comparison"}
+_ACRONYMS = {"auroc": "AUROC", "ssim": "SSIM", "psnr": "PSNR", "top1": "top-1"}
+
+
+def words(name: str) -> str:
+    """A snake-case name for reading: ``pleural_effusion`` becomes "Pleural effusion"."""
+    parts = [_ACRONYMS.get(part, part) for part in name.split("_")]
+    return " ".join([parts[0][:1].upper() + parts[0][1:], *parts[1:]])
+
+
+def interval(metric: Metric) -> str:
+    """The 95 % interval for reading, empty where there is none."""
+    if math.isnan(metric.low):
+        return ""
+    return f"{format_number(metric.low)} to {format_number(metric.high)}"
+
+
+def metric_card(metric: Metric, label: str = "") -> Card:
+    """A metric as a key number: the interval, the number of images and the judge in the line below."""
+    details = [f"95 % interval {interval(metric)}" if interval(metric) else "", f"{metric.n} images"]
+    details += [f"by {metric.judge}" if metric.judge else ""]
+    return Card(
+        label=label or words(metric.name),
+        value=_value(metric),
+        detail=", ".join(part for part in details if part),
+        unit=metric.unit,
+    )
+
+
+def metric_table(metrics: Sequence[Metric], *, caption: str = "", folded: bool = False) -> Table:
+    """Metrics with interval, number of images, judge and direction, a row each."""
+    rows: list[list[Cell]] = [
+        [
+            words(metric.name) + (f", {metric.subset.replace('_', ' ')}" if metric.subset else ""),
+            _value(metric),
+            metric.unit,
+            interval(metric),
+            metric.n,
+            _ARROWS[metric.direction],
+            metric.judge or "none needed",
+            # A missing value shows its note as the reason already.
+            "" if math.isnan(metric.value) else metric.note,
+        ]
+        for metric in metrics
+    ]
+    columns = ["Metric", "Value", "Unit", "95 % interval", "Images", "Direction", "Judge", "Note"]
+    return Table(columns, rows, caption, folded)
+
+
+def dataset_section(manifest: DatasetManifest) -> Section:
+    """Counts by split, finding, sex and age band; what was set aside; the fingerprint."""
+    splits = list(manifest.counts)
+    sizes: list[list[Cell]] = [
+        [words(s), int(manifest.counts[s]["studies"]), int(manifest.counts[s]["patients"])] for s in splits
+    ]
+    blocks: list[Block] = [Table(["Split", "Images", "Patients"], sizes, "No patient is in two splits")]
+    for title, key in (("Positive for", "findings"), ("Sex", "sex"), ("Age [years]", "age_band")):
+        groups = {s: manifest.counts[s].get(key, {}) for s in splits}
+        names = list(dict.fromkeys(name for s in splits for name in groups[s]))
+        rows: list[list[Cell]] = [
+            [words(name), *(_count(groups[s].get(name, 0)) for s in splits)] for name in names
+        ]
+        blocks.append(Table([title, *(f"{words(s)} images" for s in splits)], rows))
+    aside: list[list[Cell]] = [[words(why), count] for why, count in sorted(manifest.quarantined.items())]
+    blocks.append(Table(["Set aside because", "Images"], aside))
+    lead = (
+        f"Source {manifest.source}, images of {manifest.image_size} × {manifest.image_size} px. "
+        f"{sum(manifest.quarantined.values())} images were set aside."
+    )
+    return Section("Dataset", blocks, lead)
+
+
+def judges_section(metrics: Mapping[str, Sequence[Metric]]) -> Section:
+    """Metrics of each judge on data it was not trained on."""
+    blocks = [metric_table(list(rows), caption=name) for name, rows in metrics.items()]
+    return Section(
+        "Judges",
+        blocks,
+        "Frozen networks that score the images. A judge used in a loss is never the judge that scores.",
+    )
+
+
+def curves_section(records: Sequence[Mapping[str, Any]], *, title: str = "Training curves") -> Section:
+    """A chart for each metric of a training log, train and validation together.
+
+    Args:
+        records: Lines of the log: ``step``, ``epoch``, ``split`` and any number of named values. Values
+            that are not finite numbers are left out.
+        title: Heading.
+    """
+    series: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for record in records:
+        for name, value in record.items():
+            if name in ("step", "epoch", "split") or isinstance(value, bool):
+                continue
+            if isinstance(value, int | float) and math.isfinite(value):
+                split = str(record.get("split", "train"))
+                series.setdefault(name, {}).setdefault(split, []).append(
+                    (float(record["step"]), float(value))
+                )
+    panels = [
+        Panel(
+            words(name.replace("/", " ").replace(".", " ")),
+            [
+                Line(split, *map(list, zip(*sorted(points), strict=True)))
+                for split, points in by_split.items()
+            ],
+            x_label="optimizer step",
+        )
+        for name, by_split in series.items()
+    ]
+    return Section(title, [Curves(panels)])
+
+
+def reconstruction_section(made: Counterfactuals, *, rows: int = 6) -> Section:
+    """Input, reconstruction and their difference for the first rows."""
+    grid = ImageGrid(
+        ["Input", "Reconstruction", "Difference"],
+        [
+            ImageRow(
+                f"Patient {_letter(row)}",
+                [
+                    grey_picture(made.source.image[row]),
+                    grey_picture(made.reconstruction[row]),
+                    effect_picture(made.reconstruction[row], made.source.image[row]),
+                ],
+            )
+            for row in range(min(rows, len(made)))
+        ],
+        legend=_EFFECT_LEGEND,
+    )
+    return Section(
+        "Reconstructions", [grid], "The null intervention: the generator repaints each image unchanged."
+    )
+
+
+def counterfactual_section(made: Counterfactuals, *, rows: Sequence[int] | None = None) -> Section:
+    """Inputs with another patient's pathology, the direct effect, and the truth where it is known."""
+    chosen = list(rows) if rows is not None else instructive_rows(made)
+    columns = ["Input", "Pathology from", "Counterfactual", "Direct effect"]
+    if made.exact is not None:
+        columns += ["Exact counterfactual", "Its direct effect"]
+    grid_rows = []
+    for place, row in enumerate(chosen):
+        patient, donor = _letter(2 * place), _letter(2 * place + 1)
+        before = made.source.image[row]
+        images = [
+            grey_picture(before),
+            grey_picture(made.donor.image[row]),
+            grey_picture(made.image[row]),
+            effect_picture(made.image[row], before),
+        ]
+        if made.exact is not None:
+            images += [grey_picture(made.exact[row]), effect_picture(made.exact[row], before)]
+        caption = (
+            f"Patient {patient} ({findings_text(made.source, row)}) + pathology of patient {donor}: "
+            f"{findings_text(made.donor, row)}"
+        )
+        grid_rows.append(ImageRow(caption, images))
+    return Section(
+        "Counterfactuals",
+        [ImageGrid(columns, grid_rows, legend=_EFFECT_LEGEND)],
+        "“Had this patient had that patient's pathology”: anatomy should stay, pathology should come over. "
+        "Maps share one fixed scale, in percent of the range from black to white.",
+    )
+
+
+def instructive_rows(made: Counterfactuals, count: int = 8) -> list[int]:
+    """Rows to show: for each finding in turn, one where it appears and one where it goes.
+
+    The first rows of a test split would mostly show healthy images swapped for healthy ones.
+    """
+    target = made.donor.findings > 0.5
+    chosen: list[int] = []
+    for wanted in (True, False):
+        for finding in range(target.shape[1]):
+            matching = made.changed[:, finding] & (target[:, finding] == wanted)
+            # Few other changes make the picture easier to read.
+            order = made.changed.sum(dim=1).argsort(stable=True).tolist()
+            fresh = (row for row in order if matching[row] and row not in chosen)
+            chosen += [row for row in [next(fresh, -1)] if row >= 0]
+    rest = (row for row in range(len(made)) if row not in chosen)
+    return (chosen or list(rest))[:count]
+
+
+def findings_text(batch: Batch, row: int) -> str:
+    """The row's positive findings for reading; "no finding" where all known labels are negative."""
+    known = batch.finding_mask[row].bool()
+    present = [
+        name.replace("_", " ")
+        for k, name in enumerate(batch.finding_names)
+        if known[k] and batch.findings[row, k] > 0.5
+    ]
+    if present:
+        return ", ".join(present)
+    return "no finding" if known.any() else "findings not known"
+
+
+def metrics_section(evaluation: Evaluation) -> Section:
+    """All numbers: a chart of effectiveness by finding, the main table, details folded."""
+    details = [m for m in evaluation.metrics if m.subset in evaluation.counterfactuals.source.finding_names]
+    main = [m for m in evaluation.metrics if m not in details]
+    reasons = [f"Not computed: {what}, because {reason}." for what, reason in evaluation.absent.items()]
+    blocks: list[Block] = [
+        *_effectiveness_chart(evaluation),
+        metric_table(main),
+        Text(reasons),
+        metric_table(details, caption=f"By finding ({len(details)} numbers)", folded=True),
+    ]
+    return Section("Metrics", blocks, "Intervals are 95 %, from resampling patients.")
+
+
+def key_numbers_section(evaluation: Evaluation) -> Section:
+    """The few numbers that sum the generator up; one that could not be computed says why."""
+    wanted = (
+        ("effectiveness_auroc_macro", "", "Shows the target pathology (macro AUROC)"),
+        ("identity_top1", "", "Recognised as the same patient"),
+        ("area_deviation", "heart", "Heart area off the exact by (median)"),
+        ("ground_truth_error", "", "Error against the exact counterfactual"),
+        ("off_target_change", "", "Change of findings not asked for"),
+        ("reconstruction_ssim", "", "Reconstruction SSIM"),
+    )
+    found = ((evaluation.find(name, subset), label) for name, subset, label in wanted)
+    return Section("Key numbers", [Cards([metric_card(m, label) for m, label in found if m is not None])])
+
+
+def provenance_section(
+    facts: Mapping[str, Cell], *, bundles: Mapping[str, str], config: Mapping[str, Any]
+) -> Section:
+    """Where the numbers come from.
+
+    Args:
+        facts: Code version, data fingerprint, seeds and the like.
+        bundles: Role of each bundle to its checksum.
+        config: The resolved configuration.
+    """
+    return Section(
+        "Provenance",
+        [
+            KeyValues(
+                [*facts.items(), *((f"Bundle {role}", checksum) for role, checksum in bundles.items())]
+            ),
+            KeyValues(list(flatten(config).items()), caption="Resolved configuration", folded=True),
+        ],
+        "What it takes to repeat these numbers.",
+    )
+
+
+def limits_section(*paragraphs: str) -> Section:
+    """What the numbers do not say, the given paragraphs last."""
+    return Section("Limits", [Text([*LIMITS, *paragraphs])])
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Cell]:
+    """Nested settings by dotted name, as ``--set`` takes them."""
+    flat: dict[str, Cell] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value if isinstance(value, str) else json.dumps(value, default=str)
+    return flat
+
+
+def _effectiveness_chart(evaluation: Evaluation) -> list[Block]:
+    names = evaluation.counterfactuals.source.finding_names
+    series = {
+        "counterfactuals": "effectiveness_auroc",
+        "real images": "real_auroc",
+        "no edit": "no_edit_auroc",
+    }
+    shown = [name for name in names if evaluation.find("effectiveness_auroc", name)]
+    if not shown:
+        return []
+    dots = [Dots(label, [_ends(evaluation.find(name, f)) for f in shown]) for label, name in series.items()]
+    panel = DotPanel(
+        "Does the counterfactual show what was asked for?",
+        [words(name) for name in shown],
+        dots,
+        "AUROC of the judge, 1 is best; dotted: chance",
+        marks=(0.5,),
+    )
+    return [Curves([panel])]
+
+
+def _ends(metric: Metric | None) -> tuple[float, float, float]:
+    return (metric.value, metric.low, metric.high) if metric else (math.nan, math.nan, math.nan)
+
+
+def _value(metric: Metric) -> Cell:
+    return Missing(metric.note) if math.isnan(metric.value) else metric.value
+
+
+def _count(value: int | Mapping[str, int]) -> int:
+    # A finding's images are counted by label; a reader looks for the positives.
+    return value["present"] if isinstance(value, Mapping) else value
+
+
+def _letter(index: int) -> str:
+    """A, B … Z, AA, AB …: a name that identifies nobody."""
+    first, last = divmod(index, 26)
+    return (_letter(first - 1) if first else "") + chr(ord("A") + last)
