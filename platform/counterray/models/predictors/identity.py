@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -21,6 +21,7 @@ from counterray.models.predictors.common import (
     repeatable,
     require_built,
 )
+from counterray.models.predictors.retrieval import mean_reciprocal_rank, ranks, recall
 from counterray.nn.backbone import Backbone, BackboneConfig
 from counterray.training.stage import Export, Losses, StageConfig
 
@@ -81,50 +82,6 @@ def supervised_contrastive(features: Tensor, groups: Tensor, temperature: float)
     return -(sums / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
 
 
-def retrieval(
-    queries: Tensor,
-    gallery: Tensor,
-    query_groups: Sequence[str],
-    gallery_groups: Sequence[str],
-    *,
-    same: bool,
-) -> dict[str, float] | None:
-    """Finds each query's own group in a gallery by the largest cosine.
-
-    Args:
-        queries: ``[N, D]`` of unit length.
-        gallery: ``[M, D]`` of unit length.
-        query_groups: The N queries' groups.
-        gallery_groups: The M gallery entries' groups.
-        same: Whether the gallery is the queries themselves: an image is then not matched with itself, and
-            images alone in their group are no queries but stay in the gallery.
-
-    Returns:
-        ``rank1`` (share of queries whose nearest entry is of their group), ``mrr`` (mean of one over the
-        rank of the nearest entry of the group; 1 is best) and ``queries`` (their number), or ``None``
-        without queries.
-    """
-    codes = {group: code for code, group in enumerate(dict.fromkeys((*query_groups, *gallery_groups)))}
-    rows = torch.tensor([codes[group] for group in query_groups], device=queries.device)
-    columns = torch.tensor([codes[group] for group in gallery_groups], device=queries.device)
-    similarity = queries @ gallery.T
-    match = rows[:, None] == columns[None, :]
-    if same:
-        similarity = similarity.clone().fill_diagonal_(float("-inf"))
-        match = match.clone().fill_diagonal_(False)
-    answerable = match.any(1)
-    if not bool(answerable.any()):
-        return None
-    similarity, match = similarity[answerable], match[answerable]
-    best = similarity.masked_fill(~match, float("-inf")).max(1, keepdim=True).values
-    rank = 1 + ((similarity > best) & ~match).sum(1)
-    return {
-        "rank1": float((rank == 1).double().mean()),
-        "mrr": float((1 / rank.double()).mean()),
-        "queries": float(len(rank)),
-    }
-
-
 class IdentityEncoderStage(PredictorStage):
     """Trains an `IdentityEncoder`: two augmented views of each image, all of a patient's attract each other.
 
@@ -176,15 +133,17 @@ class IdentityEncoderStage(PredictorStage):
                 second.append(module(self._view(batch.image)))
                 patients += _patients(batch, first=len(patients))
         images = [str(index) for index in range(len(patients))]
+        one, two, whole = torch.cat(first), torch.cat(second), torch.cat(plain)
         found = {
-            "view": retrieval(torch.cat(first), torch.cat(second), images, images, same=False),
-            "reid": retrieval(torch.cat(plain), torch.cat(plain), patients, patients, same=True),
+            "view": ranks(one, two, images, images),
+            "reid": ranks(whole, whole, patients, patients, exclude_self=True),
         }
-        metrics = {
-            f"{kind}_{name}": value
-            for kind, result in found.items()
-            for name, value in (result or {}).items()
-        }
+        metrics: dict[str, float] = {}
+        for kind, positions in found.items():
+            if len(positions):
+                metrics[f"{kind}_rank1"] = recall(positions, 1)
+                metrics[f"{kind}_mrr"] = mean_reciprocal_rank(positions)
+                metrics[f"{kind}_queries"] = float(len(positions))
         best = metrics.get("reid_mrr", metrics["view_mrr"])
         return {"mrr": best, "gallery": float(len(images)), **metrics}
 
@@ -194,8 +153,8 @@ class IdentityEncoderStage(PredictorStage):
             module,
             self.config,
             require_built(self._data),
-            intended_use="Tells whether an edited image still shows the same patient, to supervise or to judge "
-            "generated images.",
+            intended_use="Tells whether an edited image still shows the same patient, to supervise or to "
+            "judge generated images.",
             limits="Not for identifying people. Trained to look past local pathology, not past all of it; "
             "valid for the training data's views and image size only.",
         )
