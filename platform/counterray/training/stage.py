@@ -65,13 +65,22 @@ class Stage(Protocol):
     """
 
     name: str
-    config: StageConfig
-    inputs: Mapping[str, str]
     frozen: dict[str, nn.Module]
     needs_masks: tuple[str, ...]
     needs_reports: bool
     monitor: str
     direction: str
+
+    # Read-only, so that a stage may narrow the type of its config and derive its inputs from it.
+    @property
+    def config(self) -> StageConfig:
+        """The stage's settings."""
+        ...
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        """Role to the stage name of an earlier bundle."""
+        ...
 
     def build(self, inputs: Mapping[str, Bundle], data: DatasetInfo) -> nn.Module:
         """The module to train, freshly initialised from torch's global random state."""
