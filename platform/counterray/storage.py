@@ -6,34 +6,54 @@ import hashlib
 import json
 import os
 import posixpath
+import re
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
-import boto3
 import pyarrow.fs
-from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, S3FileSystem
+from boto3.exceptions import Boto3Error
+from botocore.exceptions import BotoCoreError, ClientError
+from pyarrow import ArrowException
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
+from counterray.storage_errors import FULL_DISK, MissingError, StorageError, translate
+from counterray.storage_s3 import connect
 
-class StorageError(OSError):
-    """Storage could not be used; the message names the place, the cause and the remedy."""
+__all__ = ["Location", "MissingError", "StorageError", "publish", "resolve", "upload"]
+
+_PARTIAL = re.compile(r"(^|/)\.[^/]+\.[0-9a-f]{32}\.partial(/|$)")
+"""Names of files and folders that are still being written, or whose writer was killed."""
 
 
 @dataclass(frozen=True)
 class Location:
-    """A file or folder.
+    """A file or folder; made by `resolve`.
+
+    It pickles as its URI alone, so no credentials travel: who unpickles it uses their own environment.
+    Every method raises `StorageError`, and nothing else, when storage cannot be used; `MissingError` where
+    there is no such file.
 
     Attributes:
         uri: Absolute local path, or ``s3://bucket/prefix``.
         filesystem: The pyarrow filesystem, as Ray Data and Ray Train take it.
         path: The path inside ``filesystem``, without scheme.
+        client: The boto3 client that writes to S3; ``None`` on a local disk.
     """
 
     uri: str
     filesystem: FileSystem
     path: str
+    client: Any = field(default=None, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return resolve, (self.uri,)
 
     @property
     def is_local(self) -> bool:
@@ -41,97 +61,240 @@ class Location:
         return isinstance(self.filesystem, LocalFileSystem)
 
     def __truediv__(self, name: str) -> Location:
-        return Location(f"{self.uri}/{name}", self.filesystem, f"{self.path}/{name}")
+        if not name or name.startswith("/") or ".." in name.split("/"):
+            raise StorageError(f"{name!r} is no name below {self.uri}: it must be relative, without '..'.")
+        uri, path = (f"{base.rstrip('/')}/{name}" for base in (self.uri, self.path))
+        return Location(uri, self.filesystem, path, self.client)
 
     def exists(self) -> bool:
-        """Whether a file or a non-empty folder is here."""
-        return self.filesystem.get_file_info(self.path).type != FileType.NotFound
+        """Whether a file or a folder is here; a missing bucket is an error."""
+        with self._translated("look up"):
+            return bool(self._kind() != FileType.NotFound)
+
+    def size(self) -> int:
+        """Size of the file, in bytes."""
+        with self._translated("read"):
+            info = self.filesystem.get_file_info(self.path)
+            if info.type != FileType.File:
+                raise FileNotFoundError(self.path)
+            return int(info.size)
 
     def read_bytes(self) -> bytes:
         """The file's content."""
-        with self.filesystem.open_input_stream(self.path) as stream:
+        with self._translated("read"), self._open() as stream:
             return bytes(stream.read())
 
     def write_bytes(self, data: bytes) -> None:
         """Writes the file whole or not at all: readers see the old content or the new."""
-        if not self.is_local:
-            with self.filesystem.open_output_stream(self.path) as stream:
-                stream.write(data)
-            return
-        target = Path(self.path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with temporary.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with self._translated("write"):
+            if self.client is None:
+                _write_local(Path(self.path), data)
+            else:
+                # Not pyarrow's stream: it publishes what it has when the writing is broken off, and cannot
+                # be told not to (apache/arrow#40502).
+                self.client.put_object(**self._object(), Body=data)
 
     def read_json(self) -> Any:
         """The file's content, read as JSON."""
-        return json.loads(self.read_bytes())
+        try:
+            return json.loads(self.read_bytes())
+        except ValueError as error:
+            raise StorageError(f"{self.uri} is not valid JSON: {error}") from None
 
     def write_json(self, value: Any) -> None:
         """Writes ``value`` as JSON with sorted keys, whole or not at all."""
         self.write_bytes((json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
-    def files(self) -> Iterator[str]:
-        """Names of all files below this folder, relative to it, sorted."""
-        selector = FileSelector(self.path, recursive=True, allow_not_found=True)
-        infos = self.filesystem.get_file_info(selector)
-        yield from sorted(
-            posixpath.relpath(info.path, self.path) for info in infos if info.type == FileType.File
-        )
+    def files(self) -> list[str]:
+        """Names of all files below this folder, relative to it, sorted; without those half written."""
+        with self._translated("list"):
+            selector = FileSelector(self.path, recursive=True, allow_not_found=True)
+            infos = self.filesystem.get_file_info(selector)
+            if not infos:
+                self._check_bucket()
+        names = (posixpath.relpath(info.path, self.path) for info in infos if info.type == FileType.File)
+        return sorted(name for name in names if not _PARTIAL.search(name))
 
     def sha256(self) -> str:
         """Checksum of the file's content, read in pieces."""
         digest = hashlib.sha256()
-        with self.filesystem.open_input_stream(self.path) as stream:
+        with self._translated("read"), self._open() as stream:
             while piece := stream.read(1 << 20):
                 digest.update(piece)
         return digest.hexdigest()
 
     def delete(self) -> None:
         """Deletes the file or the whole folder; nothing happens where there is none."""
-        kind = self.filesystem.get_file_info(self.path).type
-        if kind == FileType.Directory:
-            self.filesystem.delete_dir(self.path)
-        elif kind == FileType.File:
-            self.filesystem.delete_file(self.path)
+        with self._translated("delete"):
+            kind = self._kind()
+            if kind == FileType.Directory:
+                self.filesystem.delete_dir(self.path)
+            elif kind == FileType.File:
+                self.filesystem.delete_file(self.path)
 
     def download(self, folder: Path) -> Path:
         """Copies the folder's files to a local folder and returns it."""
-        folder.mkdir(parents=True, exist_ok=True)
-        pyarrow.fs.copy_files(self.path, str(folder), source_filesystem=self.filesystem)
+        with self._translated("download"):
+            if self._kind() != FileType.Directory:
+                raise FileNotFoundError(self.path)
+            folder.mkdir(parents=True, exist_ok=True)
+            pyarrow.fs.copy_files(self.path, str(folder), source_filesystem=self.filesystem)
         return folder
+
+    def _open(self) -> Any:
+        # Without compression=None pyarrow would unpack what is called .gz, and its checksum would differ.
+        return self.filesystem.open_input_stream(self.path, compression=None)
+
+    def _object(self) -> dict[str, str]:
+        bucket, _, key = self.path.partition("/")
+        return {"Bucket": bucket, "Key": key}
+
+    def _kind(self) -> FileType:
+        kind = self.filesystem.get_file_info(self.path).type
+        if kind == FileType.NotFound:
+            self._check_bucket()
+        return kind
+
+    def _check_bucket(self) -> None:
+        """Pyarrow reports what is in a missing bucket as merely absent; boto3 tells."""
+        if self.client is not None:
+            self.client.head_bucket(Bucket=self._object()["Bucket"])
+
+    @contextmanager
+    def _translated(self, doing: str) -> Iterator[None]:
+        """Turns what the libraries raise into a `StorageError`."""
+        try:
+            yield
+        except StorageError:
+            raise
+        except (OSError, ArrowException, BotoCoreError, Boto3Error, ClientError) as error:
+            cause: Exception = error
+            if isinstance(error, FileNotFoundError):
+                try:
+                    self._check_bucket()
+                except (BotoCoreError, ClientError) as bucket_error:
+                    cause = bucket_error
+            endpoint = self.client.meta.endpoint_url if self.client is not None else None
+            raise translate(doing, self.uri, cause, endpoint=endpoint) from error
 
 
 def resolve(uri: str | Path) -> Location:
-    """Turns a local path or ``s3://bucket/prefix`` into a `Location`.
+    """Turns a local path, ``file://`` or ``s3://bucket/prefix`` into a `Location`, without reaching out.
 
     Endpoint, region, keys and profile of S3 come from the usual AWS variables and files, through boto3.
+
+    Raises:
+        StorageError: If the scheme is unknown, no bucket is named, or the S3 settings are incomplete.
     """
     text = str(uri)
-    if text.startswith("s3://"):
-        path = text.removeprefix("s3://").rstrip("/")
-        return Location(f"s3://{path}", _s3_filesystem(), path)
-    absolute = str(Path(text).expanduser().absolute())
-    return Location(absolute, LocalFileSystem(), absolute)
+    scheme, separator, rest = text.partition("://")
+    if text.startswith("s3:/") and not separator:
+        raise StorageError(f"{text!r} lost a slash, as pathlib does it: pass s3:// URIs as text.")
+    if not separator:
+        absolute = os.path.abspath(os.path.expanduser(text))
+        return Location(absolute, LocalFileSystem(), absolute)
+    if scheme == "file":
+        parts = urlsplit(text)
+        if parts.netloc not in ("", "localhost"):
+            raise StorageError(f"{text!r} names the host {parts.netloc!r}; a local path is file:///folder.")
+        return resolve(unquote(parts.path))
+    if scheme != "s3":
+        raise StorageError(
+            f"{text!r}: the scheme {scheme!r} is unknown; use a local path or s3://bucket/prefix."
+        )
+    path = "/".join(part for part in rest.split("/") if part)
+    if not path or rest.startswith("/"):
+        raise StorageError(f"{text!r} names no bucket; s3://bucket/prefix is needed.")
+    filesystem, client = connect()
+    return Location(f"s3://{path}", filesystem, path, client)
 
 
-def _s3_filesystem() -> S3FileSystem:
-    session = boto3.Session()
-    client = session.client("s3")
-    credentials = session.get_credentials()
-    frozen = credentials.get_frozen_credentials() if credentials else None
-    return S3FileSystem(
-        access_key=frozen.access_key if frozen else None,
-        secret_key=frozen.secret_key if frozen else None,
-        session_token=frozen.token if frozen else None,
-        region=client.meta.region_name,
-        endpoint_override=client.meta.endpoint_url,
-        allow_bucket_creation=False,
-    )
+def upload(folder: Path, location: Location, *, last: str = "manifest.json") -> None:
+    """Publishes a local folder, replacing what is there.
+
+    A local folder appears in one piece, by renaming. In a bucket the file ``last`` makes the folder whole: it
+    is deleted first and written last, so a reader that starts from it never meets a mixture.
+
+    Args:
+        folder: The local folder; left as it is.
+        location: Where it goes.
+        last: Name of the file without which the folder does not count.
+
+    Raises:
+        StorageError: If ``last`` is not in the folder, or storage cannot be used.
+    """
+    if not (folder / last).is_file():
+        raise StorageError(f"{folder} cannot be published: it has no {last}.")
+    if location.client is None:
+        with publish(location, last=last) as staging, location._translated("write"):
+            shutil.copytree(folder, staging, dirs_exist_ok=True)
+        return
+    (location / last).delete()
+    names = sorted(str(path.relative_to(folder).as_posix()) for path in folder.rglob("*") if path.is_file())
+    for stale in set(location.files()) - set(names):
+        (location / stale).delete()
+    for name in [*(name for name in names if name != last), last]:
+        target = location / name
+        with target._translated("write"):
+            location.client.upload_file(str(folder / name), **target._object())
+
+
+@contextmanager
+def publish(location: Location, *, last: str = "manifest.json") -> Iterator[Path]:
+    """Gives an empty local folder to fill; when the block ends well, it is published as `upload` does it.
+
+    When the block raises, nothing is published and what was there stays.
+
+    Raises:
+        StorageError: If ``last`` is missing in the end, the disk is full, or storage cannot be used.
+    """
+    if location.client is not None:
+        with tempfile.TemporaryDirectory(prefix="counterray-") as scratch:
+            with _full_disk_explained(Path(scratch)):
+                yield Path(scratch)
+            upload(Path(scratch), location, last=last)
+        return
+    target = Path(location.path)
+    staging, aside = _partial(target), _partial(target)
+    try:
+        with location._translated("write"):
+            staging.mkdir(parents=True)
+        with _full_disk_explained(target):
+            yield staging
+        if not (staging / last).is_file():
+            raise StorageError(f"{location.uri} cannot be published: it has no {last}.")
+        with location._translated("write"):
+            if target.exists():
+                target.rename(aside)
+            staging.rename(target)
+    finally:
+        for leftover in (staging, aside):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextmanager
+def _full_disk_explained(place: Path) -> Iterator[None]:
+    """Other errors in a caller's block are the caller's own and pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise translate("write", str(place), error) from error
+        raise
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+
+
+def _write_local(target: Path, data: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _partial(target)
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
