@@ -210,7 +210,7 @@ def resolve(uri: str | Path) -> Location:
 
 
 def upload(folder: Path, location: Location, *, last: str = "manifest.json") -> None:
-    """Publishes a local folder, replacing what is there.
+    """Publishes a local folder, replacing one that was published there before.
 
     A local folder appears in one piece, by renaming. In a bucket the file ``last`` makes the folder whole: it
     is deleted first and written last, so a reader that starts from it never meets a mixture.
@@ -221,17 +221,20 @@ def upload(folder: Path, location: Location, *, last: str = "manifest.json") -> 
         last: Name of the file without which the folder does not count.
 
     Raises:
-        StorageError: If ``last`` is not in the folder, or storage cannot be used.
+        StorageError: If ``last`` is not in the folder, other files are in its place, or storage cannot be
+            used.
     """
     if not (folder / last).is_file():
         raise StorageError(f"{folder} cannot be published: it has no {last}.")
     if location.client is None:
-        with publish(location, last=last) as staging, location._translated("write"):
+        with publish(location, last=last) as staging:
             shutil.copytree(folder, staging, dirs_exist_ok=True)
         return
-    (location / last).delete()
+    replaced = set(location.files())
+    if last in replaced:
+        (location / last).delete()
     names = sorted(str(path.relative_to(folder).as_posix()) for path in folder.rglob("*") if path.is_file())
-    for stale in set(location.files()) - set(names):
+    for stale in sorted(replaced - set(names)) if last in replaced else []:
         (location / stale).delete()
     for name in [*(name for name in names if name != last), last]:
         target = location / name
@@ -246,7 +249,8 @@ def publish(location: Location, *, last: str = "manifest.json") -> Iterator[Path
     When the block raises, nothing is published and what was there stays.
 
     Raises:
-        StorageError: If ``last`` is missing in the end, the disk is full, or storage cannot be used.
+        StorageError: If ``last`` is missing in the end, other files are in the folder's place, the disk is
+            full, or storage cannot be used.
     """
     if location.client is not None:
         with tempfile.TemporaryDirectory(prefix="counterray-") as scratch:
@@ -258,6 +262,8 @@ def publish(location: Location, *, last: str = "manifest.json") -> Iterator[Path
     staging, aside = _partial(target), _partial(target)
     try:
         with location._translated("write"):
+            if target.is_dir() and any(target.iterdir()) and not (target / last).is_file():
+                raise StorageError(f"{location.uri} holds other files; choose a new or empty folder.")
             staging.mkdir(parents=True)
         with _full_disk_explained(target):
             yield staging
