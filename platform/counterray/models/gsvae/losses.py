@@ -36,23 +36,21 @@ class LossWeights(Config):
 def structural_similarity(first: Tensor, second: Tensor) -> Tensor:
     """Mean structural similarity of images in [-1, 1] (data range 2), ``[B]``; 1 is equality.
 
-    Over the positions where the window lies inside the image, as in the authors' code.
+    The same number as torchmetrics' (Gaussian window, reflected borders), several times faster on a CPU:
+    the window is separable, so it is two banded matrix products instead of a convolution of one channel.
 
     Args:
-        first: ``[B, 1, H, W]``, H and W at least 11.
+        first: ``[B, 1, H, W]``.
         second: ``[B, 1, H, W]``.
 
     Reference: Wang et al., Image quality assessment, 2004, equation 13.
     """
     stability_mean, stability_variance = (0.01 * 2.0) ** 2, (0.03 * 2.0) ** 2
     maps = torch.stack([first, second, first**2, second**2, first * second])
-    rows = _window(first.shape[-2]).to(first)
-    columns = _window(first.shape[-1]).to(first)
-    # Two banded matrix products: the window is separable, and this is tenfold faster than a convolution
-    # with one channel on a CPU.
+    rows, columns = _window(first.shape[-2]).to(first), _window(first.shape[-1]).to(first)
     mean_1, mean_2, square_1, square_2, product = rows @ maps @ columns.T
     covariance = product - mean_1 * mean_2
-    variances = square_1 - mean_1**2 + square_2 - mean_2**2
+    variances = (square_1 - mean_1**2).clamp(min=0) + (square_2 - mean_2**2).clamp(min=0)
     luminance: Tensor = (2 * mean_1 * mean_2 + stability_mean) / (mean_1**2 + mean_2**2 + stability_mean)
     structure: Tensor = (2 * covariance + stability_variance) / (variances + stability_variance)
     return (luminance * structure).mean(dim=(1, 2, 3))
@@ -60,15 +58,16 @@ def structural_similarity(first: Tensor, second: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _window(size: int) -> Tensor:
-    """Banded matrix ``[size - 10, size]`` that applies the Gaussian window along one axis."""
-    if size < WINDOW_SIZE:
-        raise ValueError(f"SSIM needs images of at least {WINDOW_SIZE} px; an edge has {size}.")
-    offsets = torch.arange(WINDOW_SIZE) - WINDOW_SIZE // 2
+    """Matrix ``[size, size]`` that applies the Gaussian window along one axis, borders reflected."""
+    radius = WINDOW_SIZE // 2
+    if size <= radius:
+        raise ValueError(f"SSIM needs images of more than {radius} px; an edge has {size}.")
+    offsets = torch.arange(-radius, radius + 1)
     weights = torch.exp(-(offsets**2) / (2 * WINDOW_SIGMA**2))
-    matrix = torch.zeros(size - WINDOW_SIZE + 1, size)
-    for row in range(len(matrix)):
-        matrix[row, row : row + WINDOW_SIZE] = weights / weights.sum()
-    return matrix
+    positions = torch.arange(size)[:, None] + offsets
+    positions = positions.abs()
+    positions = torch.where(positions < size, positions, 2 * (size - 1) - positions)
+    return torch.zeros(size, size).scatter_add_(1, positions, (weights / weights.sum()).expand(size, -1))
 
 
 def reconstruction_loss(image: Tensor, reconstruction: Tensor, *, ssim_weight: float) -> Tensor:
@@ -99,24 +98,6 @@ def kl_loss(mean: Tensor, log_variance: Tensor, *, reduction: KLReduction) -> Te
     """
     divergence = kl_divergence(mean, log_variance)
     return divergence.mean() if reduction == "per_element" else divergence.sum(dim=(1, 2, 3)).mean()
-
-
-def classification_loss(logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:
-    """Mean binary cross-entropy over the known labels, a scalar [nats]; 0 where none is known.
-
-    Equation 6 is a softmax cross-entropy with one-hot labels; findings occur together and are partly
-    unknown, so ours is a masked binary one.
-
-    Args:
-        logits: ``[B, F]``.
-        labels: ``[B, F]`` in {0, 1} where known.
-        known: ``[B, F]`` bool.
-    """
-    # An unknown label may be NaN, and NaN * 0 is NaN: select before computing.
-    entropy = functional.binary_cross_entropy_with_logits(
-        logits, labels.where(known, 0.0).to(logits), reduction="none"
-    )
-    return (entropy * known).sum() / known.sum().clamp(min=1)
 
 
 def feature_distance(features: Tensor, target: Tensor) -> Tensor:

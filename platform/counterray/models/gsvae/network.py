@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from counterray.config import Config
 from counterray.models.gsvae.transformer import ChannelTransformer
+from counterray.nn.blocks import ResidualBlock, normalization, parameter_dtype, require_images
 
 LOG_VARIANCE_RANGE = (-12.0, 8.0)
 """Bounds of a posterior's log-variance, so that its exponential is finite in every float type."""
@@ -105,23 +106,24 @@ class GSVAENetwork(nn.Module):
         return result
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the posterior q(z | x), float32 ``[B, n, h, w]``."""
-        mean, log_variance = self.encoder(image.to(self._dtype)).float().chunk(2, dim=1)
+        """Mean and log-variance of the posterior q(z | x), float32 ``[B, n, h, w]``.
+
+        Raises:
+            ValueError: If ``image`` is not of the size that the network was made for.
+        """
+        require_images(image, self.image_size)
+        mean, log_variance = self.encoder(image.to(parameter_dtype(self))).float().chunk(2, dim=1)
         return mean, log_variance.clamp(*LOG_VARIANCE_RANGE)
 
     def decode(self, latent: Tensor, *, through_transformer: bool = True) -> Tensor:
         """The image ``[B, 1, H, W]``, float32, of ``latent`` ``[B, n, h, w]``."""
-        latent = latent.to(self._dtype)
+        latent = latent.to(parameter_dtype(self))
         interaction = self.transformer(latent) if through_transformer else latent
         return torch.as_tensor(self.decoder(interaction)).float()
 
     def predict_findings(self, latent: Tensor) -> Tensor:
         """Logits ``[B, F]``, float32, of the findings from the pathology channel alone."""
-        return torch.as_tensor(self.findings_head(latent[:, -1:].to(self._dtype))).float()
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
+        return torch.as_tensor(self.findings_head(latent[:, -1:].to(parameter_dtype(self)))).float()
 
 
 class FindingsHead(nn.Module):
@@ -167,48 +169,24 @@ def reparameterise(mean: Tensor, log_variance: Tensor) -> Tensor:
     return mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
 
 
-class ResidualBlock(nn.Module):
-    """``x + conv(silu(norm(conv(silu(norm(x))))))`` with group norm, ``[B, C, H, W]`` to the same shape."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            _norm(channels),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-            _norm(channels),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        """The block's output."""
-        return features + torch.as_tensor(self.body(features))
-
-
 def _encoder(config: NetworkConfig) -> nn.Sequential:
     layers: list[nn.Module] = []
     for fine, coarse in pairwise((1, *config.widths)):
         if layers:
-            layers += [_norm(fine), nn.SiLU()]
+            layers += [normalization(fine), nn.SiLU()]
         layers.append(nn.Conv2d(fine, coarse, 4, stride=2, padding=1))
-        layers += [ResidualBlock(coarse) for _ in range(config.residual_blocks)]
+        layers += [ResidualBlock(coarse, coarse) for _ in range(config.residual_blocks)]
     width = config.widths[-1]
     out = nn.Conv2d(width, 2 * config.latent_channels, 3, padding=1)
-    return nn.Sequential(*layers, _norm(width), nn.SiLU(), out)
+    return nn.Sequential(*layers, normalization(width), nn.SiLU(), out)
 
 
 def _decoder(config: NetworkConfig) -> nn.Sequential:
     layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, config.widths[-1], 3, padding=1)]
     for coarse, fine in pairwise((*reversed(config.widths), 1)):
-        layers += [ResidualBlock(coarse) for _ in range(config.residual_blocks)]
-        layers += [_norm(coarse), nn.SiLU(), nn.ConvTranspose2d(coarse, fine, 4, stride=2, padding=1)]
+        layers += [ResidualBlock(coarse, coarse) for _ in range(config.residual_blocks)]
+        layers += [normalization(coarse), nn.SiLU(), nn.ConvTranspose2d(coarse, fine, 4, stride=2, padding=1)]
     return nn.Sequential(*layers)
-
-
-def _norm(channels: int) -> nn.GroupNorm:
-    groups = next(groups for groups in (8, 4, 2, 1) if channels % groups == 0)
-    return nn.GroupNorm(groups, channels)
 
 
 def _latent_size(config: NetworkConfig, image_size: int) -> int:

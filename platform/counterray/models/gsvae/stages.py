@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from counterray.bundle import Bundle, BundleError
@@ -17,7 +16,6 @@ from counterray.data.study import Batch
 from counterray.models.gsvae.losses import (
     KLReduction,
     LossWeights,
-    classification_loss,
     feature_distance,
     kl_divergence,
     kl_loss,
@@ -27,6 +25,8 @@ from counterray.models.gsvae.losses import (
 )
 from counterray.models.gsvae.network import GSVAENetwork, NetworkConfig
 from counterray.models.predictors import load_judge
+from counterray.models.predictors.classifier import masked_binary_cross_entropy
+from counterray.models.predictors.common import evaluating, finding_metrics, labels_of
 from counterray.training.stage import Export, Losses, StageConfig
 
 PathologyPairing = Literal["donor", "as_printed"]
@@ -51,8 +51,6 @@ class GSVAEConfig(StageConfig):
     """Whether α weighs the mean divergence of an element or the sum over an image."""
     pathology_pairing: PathologyPairing = "donor"
     """Whose pathology a swapped image is compared with: its donor's, or its own as equation 8 is printed."""
-    pathology_judge: Literal["image_text", "classifier"] = "image_text"
-    """Stage of the judge whose features equation 8 compares (paper: an image–text encoder)."""
 
 
 class GSVAEStage:
@@ -78,8 +76,8 @@ class GSVAEStage:
     def inputs(self) -> Mapping[str, str]:
         """Judges that the group losses need; none where both have weight 0."""
         weights = self.config.weights
-        identity = {"identity": "identity"} if weights.identity else {}
-        return identity | ({"pathology": self.config.pathology_judge} if weights.pathology else {})
+        identity = {"identity": "identity_encoder"} if weights.identity else {}
+        return identity | ({"pathology": "image_text_encoder"} if weights.pathology else {})
 
     def build(self, inputs: Mapping[str, Bundle], data: DatasetInfo) -> GSVAENetwork:
         """The network for ``data``; the judges of ``inputs`` go to ``frozen``.
@@ -106,12 +104,13 @@ class GSVAEStage:
     def _losses(self, output: Mapping[str, Tensor], batch: Batch, partner: Tensor | None) -> Losses:
         weights = self.config.weights
         image = batch.image.float()
+        labels, known = labels_of(batch, self._finding_names)
         parts = {
             "reconstruction": reconstruction_loss(image, output["reconstruction"], ssim_weight=weights.ssim),
             "kl": kl_loss(output["mean"], output["log_variance"], reduction=self.config.kl_reduction),
-            "classification": classification_loss(
-                output["finding_logits"], batch.findings, batch.finding_mask
-            ),
+            # Equation 6 is a softmax cross-entropy with one-hot labels; findings occur together and are
+            # partly unknown.
+            "classification": masked_binary_cross_entropy(output["finding_logits"], labels, known),
             "identity": image.new_zeros(()),
             "pathology": image.new_zeros(()),
         }
@@ -138,38 +137,37 @@ class GSVAEStage:
             losses[role] = feature_distance(features(swapped), target)
         return losses
 
-    @torch.no_grad()
     def validate(self, module: nn.Module, batches: Iterable[Batch]) -> Mapping[str, float]:
         """Metrics with posterior means and each image's pathology swapped with the next image's.
 
         Returns:
-            ``loss_total`` (with the group losses, lower is better) and ``loss_*``; ``ssim`` and ``psnr`` [dB]
-            of the reconstruction (higher); ``kl_identity`` and ``kl_pathology`` [nats an element];
-            ``auroc_*`` of each finding that has both labels, and ``auroc_macro``, from z^n alone (higher).
+            ``loss_total`` (with the group losses, lower is better) and its parts ``loss_*``; ``ssim`` and
+            ``psnr`` [dB] of the reconstruction (higher); ``kl_identity`` and ``kl_pathology`` [nats an
+            element]; ``auroc_macro`` and the like from z^n alone, see `finding_metrics` (higher).
         """
         sums: dict[str, float] = defaultdict(float)
         count = 0
-        logits, labels, known = [], [], []
-        for batch in batches:
-            partner = torch.arange(1, len(batch) + 1, device=batch.image.device) % len(batch)
-            output = module(batch.image, partner if self.inputs else None, sample=False)
-            losses = self._losses(output, batch, partner if self.inputs else None)
-            for name, value in _image_metrics(losses, output, batch.image.float()).items():
-                sums[name] += value * len(batch)
-            count += len(batch)
-            logits.append(output["finding_logits"].cpu())
-            labels.append(batch.findings.cpu())
-            known.append(batch.finding_mask.cpu())
+        scores: list[tuple[Tensor, Tensor, Tensor]] = []
+        with evaluating(module):
+            for batch in batches:
+                partner = _next_image(batch) if self.inputs else None
+                output = module(batch.image, partner, sample=False)
+                losses = self._losses(output, batch, partner)
+                for name, value in _image_metrics(losses, output, batch.image.float()).items():
+                    sums[name] += value * len(batch)
+                count += len(batch)
+                scores.append((output["finding_logits"], *labels_of(batch, self._finding_names)))
         if not count:
             raise ValueError("The validation split is empty; ingest with a validation share above 0.")
+        logits, labels, known = (torch.cat(values) for values in zip(*scores, strict=True))
         means = {name: value / count for name, value in sums.items()}
-        return means | _auroc(torch.cat(logits), torch.cat(labels), torch.cat(known), self._finding_names)
+        return means | finding_metrics(logits, labels, known, self._finding_names)
 
-    @torch.no_grad()
     def preview(self, module: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """``input``, ``reconstruction``, ``donor`` (the next image) and ``swapped`` (with its pathology)."""
-        partner = torch.arange(1, len(batch) + 1, device=batch.image.device) % len(batch)
-        output = module(batch.image, partner, sample=False)
+        partner = _next_image(batch)
+        with evaluating(module):
+            output = module(batch.image, partner, sample=False)
         return {
             "input": batch.image,
             "reconstruction": output["reconstruction"].clamp(-1.0, 1.0),
@@ -179,13 +177,14 @@ class GSVAEStage:
 
     def export(self, module: nn.Module) -> Export:
         """The network's weights, and the sizes that `load` rebuilds it from."""
+        state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
         metadata = {
             "config": self.config.model_dump(mode="json"),
             "image_size": self._image_size,
             "finding_names": list(self._finding_names),
         }
         return Export(
-            tensors={"model": module.state_dict()},
+            tensors={"model": state},
             metadata=metadata,
             intended_use=(
                 "Research on and audits of diagnostic models: images of one patient with another patient's "
@@ -219,6 +218,11 @@ def load(bundle: Bundle) -> GSVAENetwork:
     return network.eval()
 
 
+def _next_image(batch: Batch) -> Tensor:
+    """The next image's index for each image of a batch, ``[B]``; the last one's is the first."""
+    return torch.arange(1, len(batch) + 1, device=batch.image.device) % len(batch)
+
+
 def _image_metrics(losses: Losses, output: Mapping[str, Tensor], image: Tensor) -> dict[str, float]:
     reconstruction = output["reconstruction"]
     squared_error = (reconstruction - image).square().mean(dim=(1, 2, 3))
@@ -232,16 +236,3 @@ def _image_metrics(losses: Losses, output: Mapping[str, Tensor], image: Tensor) 
     if len(divergence) > 1:
         values["kl_identity"] = divergence[:-1].mean()
     return {name: float(value) for name, value in values.items()}
-
-
-def _auroc(logits: Tensor, labels: Tensor, known: Tensor, names: tuple[str, ...]) -> dict[str, float]:
-    """Area under the ROC curve of each finding that has both labels, and their mean."""
-    scores = {}
-    for column, name in enumerate(names):
-        rows = known[:, column]
-        truth = labels[rows, column].long()
-        if 0 < int(truth.sum()) < len(truth):
-            scores[f"auroc_{name}"] = float(roc_auc_score(truth.numpy(), logits[rows, column].numpy()))
-    if scores:
-        scores["auroc_macro"] = sum(scores.values()) / len(scores)
-    return scores
