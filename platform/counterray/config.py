@@ -37,10 +37,15 @@ def load(
         ConfigError: If the file is missing or no mapping, an override is not an assignment, a key is
             unknown (with the nearest known name), or a value is refused (with the reason).
     """
+    return validate(schema, read(path, overrides))
+
+
+def read(path: str | Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Reads a YAML file and applies overrides, without a schema; see `load`."""
     values = _read(Path(path)) if path is not None else {}
     for override in overrides:
         _assign(values, override)
-    return validate(schema, values)
+    return values
 
 
 def validate(schema: type[ConfigType], values: Mapping[str, Any]) -> ConfigType:

@@ -1,0 +1,20 @@
+"""``python -m jobs``: lists the jobs; ``python -m jobs <job> --help`` explains one."""
+
+from __future__ import annotations
+
+import typer
+
+from jobs import ingest, train
+
+app = typer.Typer(
+    name="python -m jobs",
+    help="The jobs of counterray. Every job runs on a local Ray, or on a cluster with --address.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("ingest")(ingest.main)
+app.command("train")(train.main)
+
+if __name__ == "__main__":
+    app()

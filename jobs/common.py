@@ -1,0 +1,80 @@
+"""What every job shares: its options, a Ray to run on, its result as text or JSON, its errors."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from counterray.bundle import BundleError
+from counterray.config import ConfigError
+from counterray.storage import StorageError
+from counterray.telemetry import configure_logging
+
+Address = Annotated[
+    str | None, typer.Option(help="Ray address, such as ray://head:10001 or auto. Default: a local Ray.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a setting: a.b=c. Repeatable.", metavar="A.B=C")
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="The last line of standard output is one JSON object with the result.")
+]
+
+LOCAL_OBJECT_STORE_BYTES = 1 << 30
+"""Object store of a local Ray; blocks beyond it spill to disk."""
+
+
+def connect(address: str | None) -> None:
+    """Joins the Ray at ``address``, or the job's own cluster, or starts a quiet local one."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    import ray
+
+    if ray.is_initialized():
+        return
+    if address is not None or "RAY_ADDRESS" in os.environ:
+        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+        return
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # One CPU trains and one decodes; with fewer, a training would wait for its data for ever.
+    ray.init(
+        address="local",
+        num_cpus=max(2, os.cpu_count() or 2),
+        include_dashboard=False,
+        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+        logging_level=logging.WARNING,
+        log_to_driver=False,
+        _node_ip_address="127.0.0.1",
+    )
+    for name in ("ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def run(
+    work: Callable[[], Mapping[str, Any]], *, as_json: bool, summary: Callable[[Mapping[str, Any]], str]
+) -> None:
+    """Runs a job and prints its result; an error that a user can mend becomes one message and status 1."""
+    configure_logging()
+    try:
+        result = work()
+    except user_errors() as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    typer.echo(json.dumps(result) if as_json else summary(result))
+
+
+def user_errors() -> tuple[type[Exception], ...]:
+    """Errors whose message is for the user; any other is a defect and keeps its traceback."""
+    from counterray.data.ingest import IngestError
+    from counterray.training.run_folder import RunError
+
+    return (BundleError, ConfigError, IngestError, RunError, StorageError)

@@ -1,0 +1,227 @@
+"""Rows of Parquet shards to `Batch`es, in plain numpy and torch: what every loader shares.
+
+A row passes two steps: `decode` (in a data worker) turns encoded rows into `Columns`, plain arrays;
+`collate` (in the training process) turns a slice of them into a `Batch`. n = rows, F = findings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from counterray.config import Config
+from counterray.data.dataset import ROW_GROUP_ROWS, Dataset, DatasetInfo
+from counterray.data.labels import apply_uncertainty
+from counterray.data.study import ATTRIBUTES, Batch
+from counterray.storage import StorageError
+
+logger = logging.getLogger(__name__)
+
+Columns = dict[str, NDArray[Any]]
+"""Arrays of n rows: ``image`` uint8 [n, H, W], ``attributes`` float32 [n, A], ``findings`` float32 and
+``finding_mask`` bool [n, F], ``measurements`` float64 [n, M], ``mask.<name>`` uint8 [n, H, W] (0, 1, or
+`NO_MASK`), ``report``, ``image_id``, ``patient_id``."""
+
+NO_MASK = 255
+"""Value throughout a mask that its study does not have."""
+
+FOLDS = 2
+"""Number of patient folds: judges of losses are trained on one, judges that score on the other."""
+
+
+class LoaderConfig(Config):
+    """How studies become batches."""
+
+    uncertainty: Literal["ignore", "zeros", "ones", "keep"] = "ignore"
+    """What an uncertain label counts as; see `labels.apply_uncertainty`."""
+    fold: Literal["all", "a", "b"] = "all"
+    """Patients to train on: all of the split, or one of two halves by a hash of the patient."""
+    block_studies: int = 1024
+    """Studies that are read, decoded and shuffled together (4 row groups); fewer for large images."""
+
+
+def fold_of(patient_id: str) -> Literal["a", "b"]:
+    """The fold of a patient, by a hash that does not depend on the data set."""
+    digest = hashlib.sha256(f"fold:{patient_id}".encode()).digest()
+    return "a" if digest[0] % FOLDS == 0 else "b"
+
+
+def read_row_groups(dataset: Dataset, file: str, groups: list[int], columns: list[str]) -> pa.Table:
+    """Reads row groups of one shard.
+
+    Raises:
+        StorageError: If the shard cannot be read as Parquet.
+    """
+    location = dataset.location / file
+    try:
+        with pq.ParquetFile(location.path, filesystem=location.filesystem, pre_buffer=True) as parquet:
+            return parquet.read_row_groups(groups, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise StorageError(
+            f"Shard {file} of {dataset.location.uri} cannot be read ({type(error).__name__}): it is damaged or "
+            "gone. Delete it and run python -m jobs ingest again."
+        ) from error
+
+
+def column_names(masks: tuple[str, ...], reports: bool) -> list[str]:
+    """Columns of a shard that `decode` needs."""
+    names = ["image_id", "patient_id", "image", "findings", "measurements", *ATTRIBUTES]
+    return names + (["masks"] if masks else []) + (["report"] if reports else [])
+
+
+def decode(
+    table: pa.Table, info: DatasetInfo, config: LoaderConfig, *, masks: tuple[str, ...], reports: bool
+) -> Columns:
+    """Decodes rows of ``ARROW_SCHEMA``; rows outside of ``config.fold`` are left out.
+
+    Args:
+        table: n rows with the columns of `column_names`.
+        info: The dataset's vocabulary, findings and measurements.
+        config: Uncertainty policy and fold.
+        masks: Names of the masks to decode.
+        reports: Whether to carry report texts.
+
+    Returns:
+        `Columns` of at most n rows, in the table's order.
+    """
+    patients = table.column("patient_id").to_pylist()
+    if config.fold != "all":
+        keep = [row for row, patient in enumerate(patients) if fold_of(patient) == config.fold]
+        table, patients = table.take(keep), [patients[row] for row in keep]
+    columns: Columns = {
+        "image": _images(table.column("image").to_pylist(), info.image_size),
+        "attributes": _attributes(table, info),
+        "measurements": _measurements(table, info),
+        "image_id": np.array(table.column("image_id").to_pylist(), dtype=object),
+        "patient_id": np.array(patients, dtype=object),
+    }
+    findings = table.column("findings").combine_chunks()
+    values = [
+        findings.field(name).cast(pa.float32()).to_numpy(zero_copy_only=False) for name in info.finding_names
+    ]
+    raw = np.stack(values, axis=1) if values else np.zeros((len(table), 0), np.float32)
+    columns["findings"], columns["finding_mask"] = apply_uncertainty(raw, config.uncertainty)
+    if masks:
+        stored = [dict(row) for row in table.column("masks").to_pylist()]
+        for name in masks:
+            columns[f"mask.{name}"] = _masks([row.get(name) for row in stored], info.image_size)
+    if reports:
+        columns["report"] = np.array(
+            [text or "" for text in table.column("report").to_pylist()], dtype=object
+        )
+    return columns
+
+
+def collate(columns: Mapping[str, NDArray[Any]], info: DatasetInfo) -> Batch:
+    """Turns n decoded rows into a `Batch` of n."""
+    attributes = torch.from_numpy(np.ascontiguousarray(columns["attributes"]))
+    measurements = torch.from_numpy(np.ascontiguousarray(columns["measurements"]))
+    return Batch(
+        image=torch.from_numpy(np.array(columns["image"])).unsqueeze(1).float() / 127.5 - 1.0,
+        attributes={name: attributes[:, column] for column, name in enumerate(ATTRIBUTES)},
+        findings=torch.from_numpy(np.ascontiguousarray(columns["findings"])),
+        finding_mask=torch.from_numpy(np.ascontiguousarray(columns["finding_mask"])),
+        finding_names=info.finding_names,
+        measurements={name: measurements[:, column] for column, name in enumerate(info.measurement_names)},
+        masks={
+            name.removeprefix("mask."): _mask_tensor(values)
+            for name, values in columns.items()
+            if name.startswith("mask.")
+        },
+        reports=tuple(columns["report"].tolist()) if "report" in columns else (),
+        image_ids=tuple(columns["image_id"].tolist()),
+        patient_ids=tuple(columns["patient_id"].tolist()),
+    )
+
+
+def read_batches(
+    dataset: Dataset,
+    split: str,
+    *,
+    batch_size: int,
+    config: LoaderConfig | None = None,
+    masks: tuple[str, ...] = (),
+    reports: bool = False,
+) -> Iterator[Batch]:
+    """Batches of a split in stored order, in this process and without Ray; the last may be smaller."""
+    config = config or LoaderConfig()
+    dataset.require_split(split)
+    info = dataset.info()
+    pending: Columns = {}
+    for shard in dataset.manifest.shards[split]:
+        groups = range(-(-shard.rows // ROW_GROUP_ROWS))
+        for group in groups:
+            table = read_row_groups(dataset, shard.file, [group], column_names(masks, reports))
+            decoded = decode(table, info, config, masks=masks, reports=reports)
+            pending = {k: np.concatenate([pending[k], v]) for k, v in decoded.items()} if pending else decoded
+            while len(pending["image"]) >= batch_size:
+                yield collate({name: values[:batch_size] for name, values in pending.items()}, info)
+                pending = {name: values[batch_size:] for name, values in pending.items()}
+    if pending and len(pending["image"]):
+        yield collate(pending, info)
+
+
+def _images(encoded: list[bytes], size: int) -> NDArray[np.uint8]:
+    images = np.empty((len(encoded), size, size), np.uint8)
+    for row, data in enumerate(encoded):
+        with Image.open(io.BytesIO(data)) as picture:
+            images[row] = np.asarray(picture)
+    return images
+
+
+def _masks(encoded: list[bytes | None], size: int) -> NDArray[np.uint8]:
+    masks = np.full((len(encoded), size, size), NO_MASK, np.uint8)
+    for row, data in enumerate(encoded):
+        if data is not None:
+            with Image.open(io.BytesIO(data)) as picture:
+                masks[row] = np.asarray(picture) > 0
+    return masks
+
+
+def _mask_tensor(values: NDArray[Any]) -> torch.Tensor:
+    mask = torch.from_numpy(np.array(values)).unsqueeze(1).float()
+    return torch.where(mask == NO_MASK, torch.nan, mask)
+
+
+def _attributes(table: pa.Table, info: DatasetInfo) -> NDArray[np.float32]:
+    result = np.full((len(table), len(ATTRIBUTES)), np.nan, np.float32)
+    for column, (name, kind) in enumerate(ATTRIBUTES.items()):
+        values = table.column(name).to_pylist()
+        if kind == "continuous":
+            result[:, column] = [np.nan if value is None else value for value in values]
+        else:
+            codes = {value: code for code, value in enumerate(info.vocabulary.get(name, ()))}
+            result[:, column] = [codes.get(value, np.nan) for value in values]
+    return result
+
+
+def _measurements(table: pa.Table, info: DatasetInfo) -> NDArray[np.float64]:
+    result = np.full((len(table), len(info.measurement_names)), np.nan, np.float64)
+    position = {name: column for column, name in enumerate(info.measurement_names)}
+    for row, pairs in enumerate(table.column("measurements").to_pylist()):
+        for name, value in pairs:
+            if name in position:
+                result[row, position[name]] = value
+    return result
+
+
+def read_reports(dataset: Dataset, split: str, *, limit: int) -> tuple[str, ...]:
+    """The first ``limit`` report texts of a split, in stored order; for learning a vocabulary."""
+    texts: list[str] = []
+    for shard in dataset.manifest.shards.get(split, ()):
+        for group in range(-(-shard.rows // ROW_GROUP_ROWS)):
+            table = read_row_groups(dataset, shard.file, [group], ["report"])
+            texts += [text for text in table.column("report").to_pylist() if text]
+            if len(texts) >= limit:
+                return tuple(texts[:limit])
+    return tuple(texts)
