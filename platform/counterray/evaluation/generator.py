@@ -236,7 +236,11 @@ def _identity(made: Counterfactuals, judge: Judge, *, batch_size: int, seed: int
         if image is None:
             continue
         ranks = rank(image)
-        note = f"among {people} patients; chance is {1 / people:.2g}" if not subset else "what can be asked"
+        note = (
+            f"among {people} patients; chance is {1 / people:.2g}"
+            if not subset
+            else "what could at best be asked"
+        )
         metrics.append(
             summarise(
                 "identity_top1",
@@ -245,6 +249,7 @@ def _identity(made: Counterfactuals, judge: Judge, *, batch_size: int, seed: int
                 direction="higher" if not subset else "none",
                 judge=judge.label,
                 subset=subset,
+                unit="of images",
                 note=note,
                 seed=seed,
             )

@@ -34,8 +34,8 @@ def reidentification_rank(
     strangers = len(set(patients) - set(gallery_patients))
     if strangers:
         raise ValueError(
-            f"Re-identification: {strangers} of {len(set(patients))} patients have no gallery image; take the "
-            "gallery from the split that the counterfactuals were made from."
+            f"Re-identification: {strangers} of {len(set(patients))} patients have no gallery image; take "
+            "the gallery from the split that the counterfactuals were made from."
         )
     return ranks(
         normalize(query.double(), dim=1), normalize(gallery.double(), dim=1), patients, gallery_patients

@@ -57,21 +57,19 @@ def off_target_metrics(
         only[:, k] = kept[:, k]
         if only.any():
             subsets.append((name, only))
-    rows = [
-        ("off_target_change", subset, off_target_change(before, after, where)) for subset, where in subsets
-    ]
+    rows = [(subset, off_target_change(before, after, where)) for subset, where in subsets]
     if exact is not None:
-        rows.append(("off_target_change_exact", "", off_target_change(before, exact, kept)))
+        rows.append(("exact counterfactual", off_target_change(before, exact, kept)))
     return [
         summarise(
-            name,
+            "off_target_change",
             values,
             patients=patients(counterfactuals.source),
-            direction="lower" if name == "off_target_change" else "none",
+            direction="none" if subset == "exact counterfactual" else "lower",
             judge=judge.label,
             subset=subset,
             unit="probability",
             seed=seed,
         )
-        for name, subset, values in rows
+        for subset, values in rows
     ]

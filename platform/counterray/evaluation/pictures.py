@@ -7,7 +7,7 @@ import io
 from typing import Literal
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib.colors import LinearSegmentedColormap
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -15,12 +15,14 @@ from torch import Tensor
 PICTURE_SIZE = 192
 """Edge of a picture [px]: small enough for six in a row, large enough to see an effusion."""
 
-EFFECT_RANGE = 1.0
+EFFECT_RANGE = 0.6
 """Grey value difference, of the 2 between black and white, at the ends of the effect map's colours."""
 
-_EFFECT_COLOURS = colormaps["berlin"]
-# Crameri's "berlin": perceptually even, safe for colour-blind readers, and dark where nothing changed, so
-# that a map sits beside radiographs on a light page as on a dark one (https://doi.org/10.5281/zenodo.1243862).
+_EFFECT_COLOURS = LinearSegmentedColormap.from_list(
+    "effect", ["#c4ecff", "#4aa3e8", "#1b4f86", "#0b0d10", "#8a3d0c", "#ee8a33", "#ffe3b8"]
+)
+# Blue against orange, which colour-blind readers tell apart; lightness grows evenly with the effect; dark
+# where nothing changed, so that a map sits beside radiographs on a light page as on a dark one.
 
 Resampling = Literal["nearest", "lanczos"]
 """``nearest`` shows the pixels as they are; ``lanczos`` as a viewer on a reading screen would."""
@@ -51,7 +53,7 @@ def effect_picture(
 ) -> str:
     """The direct effect, ``counterfactual - reference``, coloured on a fixed scale, as a PNG data URI.
 
-    Red is brighter than before, blue darker, black unchanged. The scale does not depend on the image, so
+    Orange is brighter than before, blue darker, black unchanged. The scale does not depend on the image, so
     that maps can be compared with each other and with the legend.
 
     Args:

@@ -287,7 +287,7 @@ def format_number(value: float | int | str) -> str:
     if size >= 1000:
         text = f"{value:,.0f}".replace(",", "\u202f")
     elif size == 0 or size >= 0.001:
-        text = f"{value:.{0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3}f}"
+        text = f"{value:.{0 if size >= 100 else 1 if size >= 10 else 2 if size > 1 else 3}f}"
     else:
         text = f"{value:.1e}"
     return text.replace("-", "−")

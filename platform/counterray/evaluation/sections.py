@@ -49,14 +49,31 @@ LIMITS = (
     "patients, not the choice of the training seed, the site or the scanner.",
 )
 
-_EFFECT_LEGEND = Legend(
-    title="Direct effect: counterfactual − input",
-    gradient=effect_gradient(),
-    low=f"−{EFFECT_RANGE / 2:.0%} darker",
-    middle="unchanged",
-    high=f"brighter +{EFFECT_RANGE / 2:.0%}",
-)
-_ARROWS = {"higher": "↑ higher is better", "lower": "↓ lower is better", "none": "for comparison"}
+_BETTER = {"higher": "↑ higher", "lower": "↓ lower", "none": "for comparison"}
+
+_QUESTIONS = {
+    "Does it show the pathology that was asked for?": (
+        "effectiveness_auroc_macro",
+        "no_edit_auroc_macro",
+        "real_auroc_macro",
+    ),
+    "Does it leave other findings alone?": ("off_target_change",),
+    "Is it still the same patient, with the same anatomy?": (
+        "identity_top1",
+        "identity_rank",
+        "area_deviation",
+    ),
+    "How far is it from the exact counterfactual?": (
+        "ground_truth_error",
+        "ground_truth_error_where_changed",
+    ),
+    "Does it obey the laws of counterfactuals: change nothing when asked nothing, and undo what it did?": (
+        "reconstruction_ssim",
+        "reconstruction_psnr",
+        "composition_error",
+        "reversibility_error",
+    ),
+}
 _ACRONYMS = {"auroc": "AUROC", "ssim": "SSIM", "psnr": "PSNR", "top1": "top-1"}
 
 
@@ -66,43 +83,46 @@ def words(name: str) -> str:
     return " ".join([parts[0][:1].upper() + parts[0][1:], *parts[1:]])
 
 
-def interval(metric: Metric) -> str:
+def interval(metric: Metric, *, percent: bool = False) -> str:
     """The 95 % interval for reading, empty where there is none."""
     if math.isnan(metric.low):
         return ""
-    return f"{format_number(metric.low)} to {format_number(metric.high)}"
+    low, high = (f"{100 * end:.1f}" if percent else format_number(end) for end in (metric.low, metric.high))
+    return f"{low} to {high}"
 
 
 def metric_card(metric: Metric, label: str = "") -> Card:
-    """A metric as a key number: the interval, the number of images and the judge in the line below."""
-    details = [f"95 % interval {interval(metric)}" if interval(metric) else "", f"{metric.n} images"]
-    details += [f"by {metric.judge}" if metric.judge else ""]
+    """A metric as a key number; shares of something are shown in percent."""
+    share = metric.unit.startswith("of ")
+    span = interval(metric, percent=share)
+    details = [metric.unit if share else "", f"95 % interval {span}" if span else "", f"{metric.n} images"]
+    details += [f"judge {metric.judge}" if metric.judge else ""]
+    value = _value(metric)
+    if share and isinstance(value, float):
+        value = f"{100 * value:.1f}"
     return Card(
         label=label or words(metric.name),
-        value=_value(metric),
+        value=value,
         detail=", ".join(part for part in details if part),
-        unit=metric.unit,
+        unit="%" if share else metric.unit,
     )
 
 
 def metric_table(metrics: Sequence[Metric], *, caption: str = "", folded: bool = False) -> Table:
-    """Metrics with interval, number of images, judge and direction, a row each."""
-    rows: list[list[Cell]] = [
-        [
-            words(metric.name) + (f", {metric.subset.replace('_', ' ')}" if metric.subset else ""),
-            _value(metric),
-            metric.unit,
-            interval(metric),
-            metric.n,
-            _ARROWS[metric.direction],
-            metric.judge or "none needed",
-            # A missing value shows its note as the reason already.
-            "" if math.isnan(metric.value) else metric.note,
-        ]
-        for metric in metrics
-    ]
-    columns = ["Metric", "Value", "Unit", "95 % interval", "Images", "Direction", "Judge", "Note"]
-    return Table(columns, rows, caption, folded)
+    """Metrics with interval, number of images, judge and direction; a column without any entry is left out."""
+    columns: dict[str, list[Cell]] = {
+        "Metric": [words(m.name) + (f", {m.subset.replace('_', ' ')}" if m.subset else "") for m in metrics],
+        "Value": [_value(m) for m in metrics],
+        "Unit": [m.unit for m in metrics],
+        "95 % interval": [interval(m) for m in metrics],
+        "Images": [m.n for m in metrics],
+        "Better": [_BETTER[m.direction] for m in metrics],
+        "Judge": [m.judge or "" for m in metrics],
+        # A missing value shows its note as the reason already.
+        "Note": ["" if math.isnan(m.value) else m.note for m in metrics],
+    }
+    kept = {name: cells for name, cells in columns.items() if any(cell != "" for cell in cells)}
+    return Table(list(kept), list(zip(*kept.values(), strict=True)), caption, folded)
 
 
 def dataset_section(manifest: DatasetManifest) -> Section:
@@ -170,22 +190,18 @@ def curves_section(records: Sequence[Mapping[str, Any]], *, title: str = "Traini
     return Section(title, [Curves(panels)])
 
 
-def reconstruction_section(made: Counterfactuals, *, rows: int = 6) -> Section:
-    """Input, reconstruction and their difference for the first rows."""
+def reconstruction_section(made: Counterfactuals, *, count: int = 6) -> Section:
+    """Input, reconstruction and their difference for the first ``count`` images, a column each."""
+    shown = range(min(count, len(made)))
+    inputs, painted = made.source.image, made.reconstruction
     grid = ImageGrid(
-        ["Input", "Reconstruction", "Difference"],
+        [f"Patient {_letter(row)}" for row in shown],
         [
-            ImageRow(
-                f"Patient {_letter(row)}",
-                [
-                    grey_picture(made.source.image[row]),
-                    grey_picture(made.reconstruction[row]),
-                    effect_picture(made.reconstruction[row], made.source.image[row]),
-                ],
-            )
-            for row in range(min(rows, len(made)))
+            ImageRow("Input", [grey_picture(inputs[row]) for row in shown]),
+            ImageRow("Reconstruction", [grey_picture(painted[row]) for row in shown]),
+            ImageRow("Difference", [effect_picture(painted[row], inputs[row]) for row in shown]),
         ],
-        legend=_EFFECT_LEGEND,
+        legend=_legend("Difference: reconstruction − input"),
     )
     return Section(
         "Reconstructions", [grid], "The null intervention: the generator repaints each image unchanged."
@@ -217,9 +233,9 @@ def counterfactual_section(made: Counterfactuals, *, rows: Sequence[int] | None 
         grid_rows.append(ImageRow(caption, images))
     return Section(
         "Counterfactuals",
-        [ImageGrid(columns, grid_rows, legend=_EFFECT_LEGEND)],
+        [ImageGrid(columns, grid_rows, legend=_legend("Direct effect: counterfactual − input"))],
         "“Had this patient had that patient's pathology”: anatomy should stay, pathology should come over. "
-        "Maps share one fixed scale, in percent of the range from black to white.",
+        "All maps share one fixed scale, in percent of the range from black to white.",
     )
 
 
@@ -255,13 +271,18 @@ def findings_text(batch: Batch, row: int) -> str:
 
 
 def metrics_section(evaluation: Evaluation) -> Section:
-    """All numbers: a chart of effectiveness by finding, the main table, details folded."""
+    """All numbers by the question that they answer; those of single findings folded."""
     details = [m for m in evaluation.metrics if m.subset in evaluation.counterfactuals.source.finding_names]
-    main = [m for m in evaluation.metrics if m not in details]
+    rest = [m for m in evaluation.metrics if m not in details]
+    tables: list[Block] = []
+    for question, names in _QUESTIONS.items():
+        tables.append(metric_table([m for m in rest if m.name in names], caption=question))
+        rest = [m for m in rest if m.name not in names]
     reasons = [f"Not computed: {what}, because {reason}." for what, reason in evaluation.absent.items()]
     blocks: list[Block] = [
         *_effectiveness_chart(evaluation),
-        metric_table(main),
+        *tables,
+        metric_table(rest, caption="Further metrics"),
         Text(reasons),
         metric_table(details, caption=f"By finding ({len(details)} numbers)", folded=True),
     ]
@@ -318,6 +339,11 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Cell]:
         else:
             flat[prefix + name] = value if isinstance(value, str) else json.dumps(value, default=str)
     return flat
+
+
+def _legend(title: str) -> Legend:
+    end = f"{EFFECT_RANGE / 2:.0%}"
+    return Legend(title, effect_gradient(), f"−{end} darker", "unchanged", f"brighter +{end}")
 
 
 def _effectiveness_chart(evaluation: Evaluation) -> list[Block]:
