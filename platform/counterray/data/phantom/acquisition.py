@@ -1,0 +1,69 @@
+"""From brightness to grey levels: exposure, the scanner's response, the group's faint signature, noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from counterray.data.phantom.anatomy import Scalars
+from counterray.data.phantom.randomness import draws
+from counterray.data.phantom.raster import Field, Grid, blur, white_noise
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """How a device turns brightness into grey levels.
+
+    Attributes:
+        bend: Tone curve ``t / (t + bend * (1 - t))``; below 1 brightens, as a gamma below 1 does.
+        noise: Standard deviation of the pixel noise [of the range 0 to 1].
+        blur: Standard deviation of the blur, as a fraction of the image.
+        vignette: Share of brightness lost in the corners.
+    """
+
+    bend: float
+    noise: float
+    blur: float
+    vignette: float
+
+
+SCANNERS = (
+    Scanner(bend=0.72, noise=0.026, blur=0.0085, vignette=0.22),
+    Scanner(bend=1.18, noise=0.014, blur=0.0055, vignette=0.08),
+    Scanner(bend=1.00, noise=0.008, blur=0.0035, vignette=0.02),
+    Scanner(bend=1.42, noise=0.032, blur=0.0070, vignette=0.16),
+)
+"""By code of the variable ``scanner``: analog, compact, digital, mobile."""
+
+SIGNATURE = 0.010
+"""Largest brightness that a group adds to any pixel [of the range 0 to 1]: about 2.5 grey levels."""
+
+
+def acquire(brightness: Field, grid: Grid, study: Scalars) -> NDArray[np.uint8]:
+    """Grey levels of a film, ``[S, S]``.
+
+    Args:
+        brightness: ``[S, S]``, about 0 to 1.
+        grid: Pixel centres.
+        study: The noise seed, scanner and group.
+    """
+    scanner = SCANNERS[int(study["scanner"])]
+    exposure, contrast = draws(int(study["noise_seed"]), "exposure", 2)
+    x, y = grid.x - np.float32(0.5), grid.y - np.float32(0.5)
+    film = 0.5 + (brightness - 0.47 + 0.07 * (exposure - 0.5)) * (1.14 + 0.18 * (contrast - 0.5))
+    film = film * (1.0 - 2.0 * scanner.vignette * (x * x + y * y))
+    film = np.minimum(np.maximum(film, np.float32(0.0)), np.float32(1.0))
+    film = film / (film + scanner.bend * (1.0 - film))
+    film = blur(film, (scanner.blur * grid.size) ** 2)
+    film = film + _signature(x, y, int(study["group"]))
+    film = film + scanner.noise * white_noise(int(study["noise_seed"]), "pixels", grid)
+    grey = np.rint(np.minimum(np.maximum(film, np.float32(0.0)), np.float32(1.0)) * np.float32(255.0))
+    return grey.astype(np.uint8)
+
+
+def _signature(x: Field, y: Field, group: int) -> Field:
+    """What a group's usual way of acquisition leaves behind: nothing, a side-to-side or a top-to-bottom tint."""
+    ramp = (np.float32(0.0) * x, x, y)[group]
+    return np.asarray(2.0 * SIGNATURE * ramp, dtype=np.float32)

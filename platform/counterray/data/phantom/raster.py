@@ -1,0 +1,134 @@
+"""Drawing on a square grid with correctly rounded arithmetic only.
+
+Images are made of +, -, *, /, square root, comparison and rounding, which IEEE 754 fixes to the last bit. So
+a study has the same pixels on every machine and in every batch: no exponential, sine or matrix product here.
+Coordinates are fractions of the edge: x from left to right, y from top to bottom, at pixel centres.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from counterray.data.phantom.randomness import hashes, uniforms
+
+Field = NDArray[np.float32]
+"""A map over the image ``[S, S]``, a row ``[1, S]`` or a column ``[S, 1]``."""
+
+Mask = NDArray[np.bool_]
+"""A binary map ``[S, S]``."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Pixel centres of a square image.
+
+    Attributes:
+        size: Edge [px].
+        x: ``[1, S]``.
+        y: ``[S, 1]``.
+    """
+
+    size: int
+    x: Field
+    y: Field
+
+    @property
+    def pixel(self) -> float:
+        """Edge of a pixel as a fraction of the image."""
+        return 1.0 / self.size
+
+
+@lru_cache(maxsize=8)
+def make_grid(size: int) -> Grid:
+    """The grid of an image with edge ``size`` [px]."""
+    centres = ((np.arange(size) + 0.5) / size).astype(np.float32)
+    return Grid(size, centres[None, :], centres[:, None])
+
+
+def smooth(t: Field) -> Field:
+    """Smooth step: 0 for t <= 0, 1 for t >= 1, with flat ends."""
+    t = np.minimum(np.maximum(t, np.float32(0.0)), np.float32(1.0))
+    return t * t * (np.float32(3.0) - np.float32(2.0) * t)
+
+
+def blob(x: Field, y: Field, centre: tuple[float, float], radii: tuple[float, float]) -> Field:
+    """A soft spot: 1 at its centre, 0 beyond the ellipse with ``radii``."""
+    across, down = (x - centre[0]) * (1.0 / radii[0]), (y - centre[1]) * (1.0 / radii[1])
+    inside = np.maximum(np.float32(1.0) - across * across - down * down, np.float32(0.0))
+    return inside * inside
+
+
+def stroke(
+    x: Field, y: Field, start: tuple[float, float], end: tuple[float, float], width: float, taper: float = 0.0
+) -> Field:
+    """A line with a soft profile: 1 on its axis, 0 at ``width`` from it.
+
+    Args:
+        x: ``[1, S]``.
+        y: ``[S, 1]``.
+        start: x and y of the first end.
+        end: x and y of the second end.
+        width: Half-width at ``start``.
+        taper: Share of the width that is lost by ``end`` [0 to below 1].
+    """
+    dx, dy = end[0] - start[0], end[1] - start[1]
+    scale = 1.0 / (dx * dx + dy * dy)
+    px, py = x - start[0], y - start[1]
+    along = np.minimum(np.maximum(px * (dx * scale) + py * (dy * scale), np.float32(0.0)), np.float32(1.0))
+    ex, ey = px - along * dx, py - along * dy
+    radius = width * (1.0 - taper * along)
+    profile = np.maximum(np.float32(1.0) - (ex * ex + ey * ey) / (radius * radius), np.float32(0.0))
+    return np.asarray(profile, dtype=np.float32)
+
+
+def lattice_noise(seed: int, stream: str, grid: Grid, cells: int) -> Field:
+    """Smooth noise in [0, 1]: random values on a lattice of ``cells`` by ``cells``, interpolated."""
+    values = uniforms(np.array([seed]), stream, (cells + 1) ** 2)[0]
+    lattice = values.reshape(cells + 1, cells + 1).astype(np.float32)
+    position = grid.x[0] * cells
+    low = np.minimum(position.astype(np.int64), cells - 1)
+    weight = smooth(position - low.astype(np.float32))
+    rows = lattice[low] + (lattice[low + 1] - lattice[low]) * weight[:, None]
+    return np.asarray(rows[:, low] + (rows[:, low + 1] - rows[:, low]) * weight[None, :])
+
+
+def white_noise(seed: int, stream: str, grid: Grid) -> Field:
+    """Bell-shaped noise, independent in every pixel: mean 0, standard deviation 1.
+
+    Four 16-bit parts of one hash are summed, so that a pixel costs one hash.
+    """
+    bits = hashes(np.array([seed]), stream, grid.size**2)[0]
+    part = np.uint64(0xFFFF)
+    total = (bits & part) + ((bits >> np.uint64(16)) & part)
+    total += ((bits >> np.uint64(32)) & part) + (bits >> np.uint64(48))
+    field = (total.astype(np.float32) - np.float32(131070.0)) * np.float32(1.0 / 37837.2)
+    return np.asarray(field.reshape(grid.size, grid.size))
+
+
+def blur(image: Field, variance: float) -> Field:
+    """Blurs with a kernel of the given variance [px^2] in each direction; borders are repeated."""
+    while variance > 1e-3:
+        reach = max(1, int((0.5 * variance) ** 0.5))
+        weight = min(0.25, variance / (2.0 * reach * reach))
+        for axis in (0, 1):
+            padding = [(reach, reach) if axis == a else (0, 0) for a in (0, 1)]
+            wide = np.pad(image, padding, mode="edge")
+            low, high = (
+                (wide[: -2 * reach], wide[2 * reach :])
+                if axis == 0
+                else (wide[:, : -2 * reach], wide[:, 2 * reach :])
+            )
+            image = image * (1.0 - 2.0 * weight) + (low + high) * weight
+        variance -= 2.0 * weight * reach * reach
+    return image
+
+
+def level_for_area(potential: Field, pixels: int) -> float:
+    """The level below which exactly ``pixels`` values of ``potential`` lie (ties apart)."""
+    count = min(max(pixels, 1), potential.size - 1)
+    ordered = np.partition(potential, (count - 1, count), axis=None)
+    return float((ordered[count - 1] + ordered[count]) * np.float32(0.5))
