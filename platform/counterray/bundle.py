@@ -29,21 +29,12 @@ MANIFEST = "manifest.json"
 CONFIG = "config.json"
 CARD = "README.md"
 
-_FIELDS = frozenset(
-    [
-        "checksum",
-        "code_version",
-        "data_fingerprint",
-        "files",
-        "format",
-        "judges",
-        "metadata",
-        "method",
-        "metrics",
-        "parents",
-        "stage",
-    ]
+_REQUIRED = (
+    *("method", "stage", "metadata", "files", "checksum"),
+    *("parents", "judges", "data_fingerprint", "code_version", "metrics"),
 )
+"""What a manifest must have beside ``format``."""
+
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -349,7 +340,7 @@ def _read_manifest(location: Location) -> Mapping[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         raise BundleError(f"{place} its format is {found!r}; this version of counterray reads {FORMAT}.")
-    if missing := sorted(_FIELDS - set(manifest)):
+    if missing := [name for name in _REQUIRED if name not in manifest]:
         raise BundleError(f"{place} it lacks {', '.join(missing)}.")
     if manifest["checksum"] != _checksum(manifest):
         raise BundleError(f"{place} its content is not what was written (tampered with); copy or train anew.")

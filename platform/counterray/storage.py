@@ -24,7 +24,7 @@ from pyarrow import ArrowException
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from counterray.storage_errors import FULL_DISK, MissingError, StorageError, translate
-from counterray.storage_s3 import connect
+from counterray.storage_s3 import connect, read_object
 
 __all__ = ["Location", "MissingError", "StorageError", "publish", "resolve", "upload"]
 
@@ -81,8 +81,10 @@ class Location:
 
     def read_bytes(self) -> bytes:
         """The file's content."""
-        with self._translated("read"), self._open() as stream:
-            return bytes(stream.read())
+        with self._translated("read"):
+            if self.client is None:
+                return Path(self.path).read_bytes()
+            return read_object(self.client, *self._bucket_and_key())
 
     def write_bytes(self, data: bytes) -> None:
         """Writes the file whole or not at all: readers see the old content or the new."""
@@ -92,7 +94,8 @@ class Location:
             else:
                 # Not pyarrow's stream: it publishes what it has when the writing is broken off, and cannot
                 # be told not to (apache/arrow#40502).
-                self.client.put_object(**self._object(), Body=data)
+                bucket, key = self._bucket_and_key()
+                self.client.put_object(Bucket=bucket, Key=key, Body=data)
 
     def read_json(self) -> Any:
         """The file's content, read as JSON."""
@@ -118,7 +121,11 @@ class Location:
     def sha256(self) -> str:
         """Checksum of the file's content, read in pieces."""
         digest = hashlib.sha256()
-        with self._translated("read"), self._open() as stream:
+        # Without compression=None pyarrow would unpack what is called .gz.
+        with (
+            self._translated("read"),
+            self.filesystem.open_input_stream(self.path, compression=None) as stream,
+        ):
             while piece := stream.read(1 << 20):
                 digest.update(piece)
         return digest.hexdigest()
@@ -141,13 +148,9 @@ class Location:
             pyarrow.fs.copy_files(self.path, str(folder), source_filesystem=self.filesystem)
         return folder
 
-    def _open(self) -> Any:
-        # Without compression=None pyarrow would unpack what is called .gz, and its checksum would differ.
-        return self.filesystem.open_input_stream(self.path, compression=None)
-
-    def _object(self) -> dict[str, str]:
+    def _bucket_and_key(self) -> tuple[str, str]:
         bucket, _, key = self.path.partition("/")
-        return {"Bucket": bucket, "Key": key}
+        return bucket, key
 
     def _kind(self) -> FileType:
         kind = self.filesystem.get_file_info(self.path).type
@@ -158,7 +161,7 @@ class Location:
     def _check_bucket(self) -> None:
         """Pyarrow reports what is in a missing bucket as merely absent; boto3 tells."""
         if self.client is not None:
-            self.client.head_bucket(Bucket=self._object()["Bucket"])
+            self.client.head_bucket(Bucket=self._bucket_and_key()[0])
 
     @contextmanager
     def _translated(self, doing: str) -> Iterator[None]:
@@ -239,7 +242,7 @@ def upload(folder: Path, location: Location, *, last: str = "manifest.json") -> 
     for name in [*(name for name in names if name != last), last]:
         target = location / name
         with target._translated("write"):
-            location.client.upload_file(str(folder / name), **target._object())
+            location.client.upload_file(str(folder / name), *target._bucket_and_key())
 
 
 @contextmanager

@@ -47,7 +47,8 @@ def translate(doing: str, uri: str, error: Exception, *, endpoint: str | None = 
         endpoint: URL of the S3 endpoint; ``None`` on a local disk.
     """
     start = f"Could not {doing} {uri}: "
-    if isinstance(error, FileNotFoundError):
+    code = _s3_code(error)
+    if isinstance(error, FileNotFoundError) or code in ("NoSuchKey", "NotFound"):
         return MissingError(f"{start}there is no such file or folder.")
     if isinstance(error, OSError) and error.errno in FULL_DISK:
         return StorageError(
@@ -59,7 +60,6 @@ def translate(doing: str, uri: str, error: Exception, *, endpoint: str | None = 
             f"{start}the folder or file does not permit it ({os.strerror(error.errno or 0)}). "
             "Change its permissions or choose another place."
         )
-    code = _s3_code(error)
     if code == "NoSuchBucket":
         bucket = uri.removeprefix("s3://").partition("/")[0]
         return StorageError(

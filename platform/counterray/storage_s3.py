@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
+import random
+import time
 from typing import Any
 
 import boto3
 from botocore.config import Config
 from botocore.credentials import RefreshableCredentials
-from botocore.exceptions import BotoCoreError, NoCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    IncompleteReadError,
+    NoCredentialsError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+)
 from pyarrow import ArrowException
 from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
 from counterray.storage_errors import translate
+
+logger = logging.getLogger(__name__)
 
 ATTEMPTS = 4
 """How often a request is tried; the waits between grow up to 1, 2 and 4 s, at random."""
@@ -23,6 +34,8 @@ READ_SECONDS = 30
 
 DEFAULT_REGION = "us-east-1"
 """What endpoints other than AWS's own expect as well, when nothing is set."""
+
+_BROKEN_OFF = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
 
 _RENEWED_BY_PYARROW = frozenset({"assume-role-with-web-identity", "container-role", "iam-role", "sso"})
 """Expiring credentials, by boto3's name, that pyarrow's AWS library can find and renew by itself."""
@@ -82,6 +95,22 @@ def _connect(variables: frozenset[tuple[str, str]]) -> tuple[S3FileSystem, Any]:
     except (OSError, ValueError, BotoCoreError, ArrowException) as error:
         raise translate("set up", "S3", error, endpoint=endpoint) from error
     return filesystem, client
+
+
+def read_object(client: Any, bucket: str, key: str) -> bytes:
+    """An object's content, by one request.
+
+    Pyarrow reads by several, and would join pieces of two objects when one is replaced in between.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return bytes(client.get_object(Bucket=bucket, Key=key)["Body"].read())
+        except _BROKEN_OFF as error:  # boto3 itself retries only until the answer begins
+            if attempt == ATTEMPTS - 1:
+                raise
+            logger.warning("Reading an object broke off (%s); trying again.", type(error).__name__)
+            time.sleep(random.uniform(0, 2**attempt))
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _standard_endpoint(session: Any, region: str) -> str:
