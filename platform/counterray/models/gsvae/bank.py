@@ -102,7 +102,7 @@ class PathologyBank:
     def _distance(self, anatomy: Tensor, parents: Values) -> Tensor:
         """``[B, N]``; see `pathology_for`."""
         squared = torch.cdist(anatomy, self.anatomy).square()
-        spread = 2 * self.anatomy.var(dim=0, correction=0).sum()
+        spread = 2 * (self.anatomy - self.anatomy.mean(dim=0)).square().mean(dim=0).sum()
         distance = squared / spread.clamp(min=torch.finfo(spread.dtype).tiny)
         unknown = anatomy.new_full((len(anatomy),), torch.nan)
         sex, age = parents.get("sex", unknown), parents.get("age", unknown)

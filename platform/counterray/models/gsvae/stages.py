@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from counterray.bundle import Bundle, BundleError
+from counterray.bundle import Bundle
 from counterray.data.dataset import DatasetInfo
 from counterray.data.study import Batch
 from counterray.models.gsvae.losses import (
@@ -204,10 +204,7 @@ def load(bundle: Bundle) -> GSVAENetwork:
     Raises:
         BundleError: If the bundle is another stage's.
     """
-    if bundle.stage != GSVAEStage.name:
-        raise BundleError(
-            f"The bundle at {bundle.location.uri} is of stage {bundle.stage!r}, not {GSVAEStage.name!r}."
-        )
+    bundle.expect(GSVAEStage.name)
     metadata = bundle.metadata
     network = GSVAENetwork(
         GSVAEConfig.model_validate(metadata["config"]).network,
