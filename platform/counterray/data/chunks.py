@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from counterray.data.dataset import ROW_GROUP_ROWS, Shard
 from counterray.data.pixels import Fit, Rejection, decode_grey
 from counterray.data.sources.base import Source
+from counterray.data.splits import SplitConfig, hash_split
 from counterray.data.study import ARROW_SCHEMA, Study
 from counterray.storage import Location
 
@@ -74,9 +75,18 @@ def pack(records: pa.Table) -> bytes:
 
 
 def write_chunk(
-    chunk: Chunk, source: Source, root: Location, out: Location, *, size: int, fit: Fit
+    chunk: Chunk, root: Location, out: Location, *, source: Source, size: int, fit: Fit, splits: SplitConfig
 ) -> dict[str, int]:
     """Reads a chunk's studies and writes their shards, then, last, the index that says it is done.
+
+    Args:
+        chunk: The records.
+        root: The source's root.
+        out: The dataset's folder.
+        source: Reads the records.
+        size: Edge of the square images [px].
+        fit: How a rectangle becomes a square.
+        splits: Divides patients that only an image file names.
 
     Returns:
         Numbers of ``studies`` and of ``rejected`` images.
@@ -88,8 +98,9 @@ def write_chunk(
         if isinstance(item, Rejection):
             rows.append({"image_id": item.image_id, "reason": item.reason, "detail": item.detail})
         else:
-            studies.setdefault(item.split, []).append(item.row())
-            rows.append(_index_row(item))
+            study = replace(item, split=item.split or hash_split(item.patient_id, splits))
+            studies.setdefault(study.split, []).append(study.row())
+            rows.append(_index_row(study))
     shards = {
         split: write_shard(out, split, chunk.name, pa.Table.from_pylist(group, ARROW_SCHEMA))
         for split, group in sorted(studies.items())

@@ -19,10 +19,11 @@ from pydantic import Field, field_validator
 import counterray
 from counterray.config import Config
 from counterray.data import chunks, summary
-from counterray.data.chunks import Chunk, Index
+from counterray.data.chunks import INDEX_SCHEMA, Chunk, Index
 from counterray.data.dataset import FORMAT, SPLITS, DatasetManifest, Shard
 from counterray.data.pixels import Fit
 from counterray.data.sources import AnySource, Listing, SourceError
+from counterray.data.sources.base import UNASSIGNED
 from counterray.data.splits import SplitConfig, assign_splits
 from counterray.data.study import SCHEMA_VERSION
 from counterray.storage import Location, resolve
@@ -44,8 +45,8 @@ class IngestConfig(Config):
 
     source: AnySource
     """The source's name, or a mapping with ``name`` and its settings."""
-    image_size: int = Field(default=64, ge=16, le=2048)
-    """Edge of the square images [px]."""
+    image_size: int = Field(default=64, ge=32, le=2048)
+    """Edge of the square images [px]; the phantom draws up to 512."""
     fit: Fit = "letterbox"
     """``letterbox`` pads the shorter side with black, ``crop`` cuts the longer one."""
     views: tuple[str, ...] = ()
@@ -91,7 +92,7 @@ def ingest(config: IngestConfig, root: str | None, out: str) -> DatasetManifest:
     planned = _plan(records, config)
     indexes = _write_missing(planned, config, origin, target)
     indexes = _without_duplicates(planned, indexes, config, origin, target)
-    rows = pa.concat_tables([index.rows for index in indexes.values()])
+    rows = pa.concat_tables([INDEX_SCHEMA.empty_table(), *(index.rows for index in indexes.values())])
     quarantine = _quarantine(rows, listing)
     _write_parquet(target / "quarantine.parquet", quarantine)
     _check_limit(len(quarantine), len(rows) + len(listing.rejected), config, target)
@@ -148,7 +149,7 @@ def _prepared(listing: Listing, config: IngestConfig) -> tuple[pa.Table, dict[st
         keep = pc.or_kleene(pc.is_null(records["view"]), pc.is_in(records["view"], pa.array(config.views)))
         notes["other_view"] = len(records) - pc.sum(keep).as_py()
         records = records.filter(keep)
-    if len(records) == 0:
+    if len(records) == 0 and not listing.reports:
         raise SourceError(f"The source {config.source.name} has no image to read; it noted {notes}.")
     official = records["split"].to_pylist()
     if config.splits.method == "official" and not any(official):
@@ -157,7 +158,12 @@ def _prepared(listing: Listing, config: IngestConfig) -> tuple[pa.Table, dict[st
             f"splits.method is 'official', but no image has a split: {config.source.name} keeps it in "
             f"{expected}. Set splits.method=hash."
         )
-    splits, moved = assign_splits(records["patient_id"].to_pylist(), official, config.splits)
+    patients = records["patient_id"].to_pylist()
+    splits, moved = assign_splits(patients, official, config.splits)
+    splits = [
+        UNASSIGNED if patient == UNASSIGNED else split
+        for patient, split in zip(patients, splits, strict=True)
+    ]
     if config.splits.method == "official":
         notes["patients_moved"] = moved
         notes["hash_split"] = official.count(None)
@@ -204,11 +210,16 @@ def _write_missing(
 
 
 def _run(missing: Sequence[Chunk], config: IngestConfig, root: Location, target: Location) -> None:
-    source, size, fit = config.source, config.image_size, config.fit
-
     def write(row: dict[str, Any]) -> dict[str, int]:
-        chunk = Chunk(row["name"], row["records"])
-        return chunks.write_chunk(chunk, source, root, target, size=size, fit=fit)
+        return chunks.write_chunk(
+            Chunk(row["name"], row["records"]),
+            root,
+            target,
+            source=config.source,
+            size=config.image_size,
+            fit=config.fit,
+            splits=config.splits,
+        )
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -294,7 +305,7 @@ def _quarantine(rows: pa.Table, listing: Listing) -> pa.Table:
 
 
 def _check_limit(quarantined: int, total: int, config: IngestConfig, target: Location) -> None:
-    fraction = quarantined / total
+    fraction = quarantined / max(1, total)
     if fraction > config.max_quarantined_fraction:
         raise IngestError(
             f"{quarantined} of {total} images ({fraction:.1%}) were set aside; max_quarantined_fraction is "
@@ -311,7 +322,7 @@ def _manifest(
     listing: Listing,
     notes: dict[str, int],
 ) -> DatasetManifest:
-    if len(kept) == 0:
+    if len(kept) == 0 and not listing.reports:
         raise IngestError("No image is left: every one was set aside.")
     if leaking := summary.leaking_patients(kept):
         raise IngestError(f"{leaking} patients are in two splits; that is a fault of counterray.")

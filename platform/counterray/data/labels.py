@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from pydantic import model_validator
 
 from counterray.config import Config, load
@@ -83,7 +84,7 @@ class LabelMap(Config):
     labels: dict[str, tuple[str, ...]]
     """Source label to the findings it implies; none for a known label outside of the vocabulary."""
     uninformative: tuple[str, ...] = ()
-    """Labels that say the image was not labelled: nothing is stated, whatever ``unmentioned`` says."""
+    """Labels that say the list is incomplete: what is not in it is unknown, whatever ``unmentioned`` says."""
     uncertain_qualifiers: tuple[str, ...] = ()
     """Qualifiers that make a label uncertain."""
 
@@ -111,10 +112,10 @@ class LabelMap(Config):
             Finding to 1 (present), 0 (absent) or -1 (uncertain); what is not stated is missing.
         """
         present, possible = set(labels), set(uncertain)
-        if present & set(self.uninformative):
-            return {}
+        complete = self.unmentioned == "absent" and not present & set(self.uninformative)
+        present -= set(self.uninformative)
         normal = self.no_finding in present
-        absent = normal or self.unmentioned == "absent"
+        absent = normal or complete
         values = dict.fromkeys(self.covered, 0) if absent else {}
         for group, value in ((possible, -1), (present, 1)):
             for label in group:
@@ -126,6 +127,38 @@ class LabelMap(Config):
             # An empty list says that nothing was labelled, not that the image is normal.
             del values["no_finding"]
         return values
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of a source that has one for each label."""
+        return (self.no_finding, *self.labels)
+
+    def table_findings(self, table: pd.DataFrame) -> list[dict[str, int]]:
+        """Reads a table with a column for each label: ``1.0``, ``0.0``, ``-1.0``, or empty.
+
+        Args:
+            table: Columns named by labels; others are not looked at.
+
+        Returns:
+            For each row, finding to 1 (present), 0 (absent) or -1 (uncertain); what is empty is missing.
+
+        Raises:
+            ValueError: If a value is none of these.
+        """
+        targets = {self.no_finding: ("no_finding",), **self.labels}
+        targets = {column: targets[column] for column in targets if column in table.columns}
+        numbers = table[list(targets)].replace("", "nan").astype(float).to_numpy()
+        if not (np.isnan(numbers) | np.isin(numbers, (-1, 0, 1))).all():
+            raise ValueError("A label column holds a value that is none of 1, 0, -1 and empty.")
+        return [
+            {
+                finding: int(value)
+                for value, findings in zip(row, targets.values(), strict=True)
+                if value == value
+                for finding in findings
+            }
+            for row in numbers.tolist()
+        ]
 
     def unknown(self, labels: Iterable[str]) -> set[str]:
         """The labels that this map does not know."""

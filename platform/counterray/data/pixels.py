@@ -142,6 +142,18 @@ def decode(data: bytes) -> npt.NDArray[np.float32]:
     return _validated(np.asarray(grey).astype(np.float32) / np.float32(255))
 
 
+def decode_any(data: bytes) -> npt.NDArray[np.float32]:
+    """Decodes a DICOM file, or any other as `decode` does.
+
+    Returns:
+        ``[H, W]`` in [0, 1].
+
+    Raises:
+        Rejected: As `decode`, `read_dicom` and `decode_dicom`.
+    """
+    return decode_dicom(read_dicom(data)) if data[128:132] == b"DICM" else decode(data)
+
+
 def decode_mask(data: bytes) -> npt.NDArray[np.bool_]:
     """Decodes a mask file: true where its grey value is in the upper half of the range.
 
@@ -314,7 +326,7 @@ def _displayed(dataset: pydicom.Dataset, stored: npt.NDArray[np.generic]) -> npt
             # pydicom maps the window's lower end to the rescaled lowest stored value, here the highest.
             values = lowest + highest - values
     scaled = (values.astype(np.float64) - lowest) / max(highest - lowest, 1e-12)
-    return scaled.clip(0, 1).astype(np.float32)
+    return np.asarray(scaled.clip(0, 1), dtype=np.float32)
 
 
 def _png_of_colour(stored: npt.NDArray[np.generic]) -> bytes:

@@ -55,7 +55,7 @@ def distinct(rows: pa.Table, column: str) -> tuple[str, ...]:
 def leaking_patients(rows: pa.Table) -> int:
     """Number of patients with images in more than one split; anything but 0 is a fault of ours."""
     pairs = rows.group_by(["patient_id", "split"]).aggregate([])
-    return len(pairs) - pc.count_distinct(pairs["patient_id"]).as_py()
+    return len(pairs) - int(pc.count_distinct(pairs["patient_id"]).as_py())
 
 
 def _counts(rows: pa.Table) -> dict[str, Any]:

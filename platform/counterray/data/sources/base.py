@@ -7,9 +7,9 @@ import gzip
 import io
 import posixpath
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,18 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow.fs import FileSelector, FileType
 
-from counterray.config import Config
+from counterray.config import Config, ConfigError
 from counterray.data import pixels
 from counterray.data.labels import FINDINGS
 from counterray.data.pixels import Fit, Rejected, Rejection, geometry
 from counterray.data.study import ARROW_SCHEMA, Study
 from counterray.storage import Location
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+UNASSIGNED = ""
+"""Patient, and so split, of a record whose image file alone says whose it is."""
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
@@ -50,8 +56,8 @@ draws itself.
 """
 
 
-class SourceError(ValueError):
-    """A source does not have the layout it should; the message says what was looked for, and where."""
+class SourceError(ConfigError):
+    """A source is not as its settings say; the message tells what was looked for, and where."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +124,7 @@ class Source(Config, ABC):
         Raises:
             Rejected: If the image is to be set aside.
         """
-        values = pixels.decode(read_file(root, record["path"]))
+        values = pixels.decode_any(read_file(root, record["path"]))
         return assemble(self.name, root, record, values, size=size, fit=fit)
 
 
@@ -256,22 +262,22 @@ def find_optional(files: Mapping[str, int], *names: str) -> str | None:
     return None
 
 
-def read_csv(root: Location, path: str, columns: Sequence[str], *, skip: str = "") -> pd.DataFrame:
+def read_csv(root: Location, path: str, columns: Sequence[str], *, comment: str = "") -> pd.DataFrame:
     """Reads a CSV file as text, an empty field as an empty string.
 
     Args:
         root: The source's root.
         path: The file below it; ``.gz`` is unpacked.
         columns: Columns that must be there.
-        skip: Lines that begin so are comments; empty for none.
+        comment: Lines that begin so are comments; empty for none.
 
     Raises:
         SourceError: If a column is missing; the message names the columns that are there.
     """
     data = (root / path).read_bytes()
     text = (gzip.decompress(data) if data[:2] == _GZIP_MAGIC else data).decode("utf-8-sig", errors="replace")
-    if skip:
-        text = "\n".join(line for line in text.splitlines() if not line.startswith(skip))
+    if comment:
+        text = "\n".join(line for line in text.splitlines() if not line.startswith(comment))
     table = pd.read_csv(
         io.StringIO(text), dtype=str, keep_default_na=False, index_col=False, quoting=csv.QUOTE_MINIMAL
     ).fillna("")
@@ -312,3 +318,21 @@ def record_table(columns: Mapping[str, Iterable[Any]]) -> pa.Table:
         else:
             arrays.append(pa.array(given.get(item.name, [None] * count), item.type, from_pandas=True))
     return pa.table(arrays, schema=RECORD_SCHEMA)
+
+
+def rows_of(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table, each by its columns' names."""
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+
+
+def shared(function: Callable[[Key], Value], keys: Iterable[Key]) -> list[Value]:
+    """``function`` of every key, computed once for equal keys: a large file has few distinct label lists."""
+    listed = list(keys)
+    values = {key: function(key) for key in set(listed)}
+    return [values[key] for key in listed]
+
+
+def read_excel(root: Location, path: str) -> pd.DataFrame:
+    """Reads an Excel sheet as text, an empty cell as an empty string."""
+    data = io.BytesIO((root / path).read_bytes())
+    return pd.read_excel(data, dtype=str, keep_default_na=False, engine="openpyxl").fillna("")

@@ -24,6 +24,7 @@ from counterray.data.sources.base import (
     list_files,
     read_csv,
     record_table,
+    shared,
 )
 from counterray.data.sources.values import parse_positive, parse_sex, plausible_ages
 from counterray.data.splits import TRAIN_VALIDATION
@@ -62,7 +63,7 @@ class NihCxr14(Source):
             )
         known = set(table["Image Index"])
         mapping = label_map(self.name)
-        labels = [text.split("|") for text in present["Finding Labels"]]
+        labels = shared(lambda text: tuple(text.split("|")), present["Finding Labels"])
         ages, implausible = plausible_ages(present["Patient Age"].tolist())
         paths = [images[name] for name in present["Image Index"]]
         records = record_table(
@@ -73,7 +74,7 @@ class NihCxr14(Source):
                 "view": [text or None for text in present["View Position"]],
                 "sex": map(parse_sex, present["Patient Gender"]),
                 "age": ages,
-                "findings": map(mapping.findings, labels),
+                "findings": shared(mapping.findings, labels),
                 "field_width": _field_width(present),
                 "path": paths,
                 "bytes": [files[path] for path in paths],
