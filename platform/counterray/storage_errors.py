@@ -7,7 +7,14 @@ import os
 import re
 from urllib.parse import urlsplit
 
-from botocore.exceptions import ClientError, HTTPClientError, NoCredentialsError
+from botocore.exceptions import (
+    ClientError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+)
 from botocore.exceptions import ConnectionError as S3ConnectionError
 
 _DENIED = {
@@ -23,6 +30,9 @@ _DENIED = {
 _SAME_CODE = {"403": "Forbidden", "404": "NotFound", "NetworkConnection": "Connection"}
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Numbers of the system's errors when a file does not fit."""
+
+BROKEN_OFF = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
+"""What boto3 raises when an answer begins and does not end."""
 
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 _CURL_CAUSE = re.compile(r"curlCode: \d+, ([^;]+)")
@@ -70,6 +80,10 @@ def translate(doing: str, uri: str, error: Exception, *, endpoint: str | None = 
             f"{start}access denied by {_name(endpoint)} ({code}: {_DENIED[code]}). "
             "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN or AWS_PROFILE, and what "
             "they may do."
+        )
+    if isinstance(error, BROKEN_OFF):
+        return StorageError(
+            f"{start}{_name(endpoint)} broke off its answer every time. Check it and the network."
         )
     if code == "Connection":
         return StorageError(

@@ -12,17 +12,11 @@ from typing import Any
 import boto3
 from botocore.config import Config
 from botocore.credentials import RefreshableCredentials
-from botocore.exceptions import (
-    BotoCoreError,
-    IncompleteReadError,
-    NoCredentialsError,
-    ReadTimeoutError,
-    ResponseStreamingError,
-)
+from botocore.exceptions import BotoCoreError, NoCredentialsError
 from pyarrow import ArrowException
 from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
-from counterray.storage_errors import translate
+from counterray.storage_errors import BROKEN_OFF, translate
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +28,6 @@ READ_SECONDS = 30
 
 DEFAULT_REGION = "us-east-1"
 """What endpoints other than AWS's own expect as well, when nothing is set."""
-
-_BROKEN_OFF = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
 
 _RENEWED_BY_PYARROW = frozenset({"assume-role-with-web-identity", "container-role", "iam-role", "sso"})
 """Expiring credentials, by boto3's name, that pyarrow's AWS library can find and renew by itself."""
@@ -105,7 +97,7 @@ def read_object(client: Any, bucket: str, key: str) -> bytes:
     for attempt in range(ATTEMPTS):
         try:
             return bytes(client.get_object(Bucket=bucket, Key=key)["Body"].read())
-        except _BROKEN_OFF as error:  # boto3 itself retries only until the answer begins
+        except BROKEN_OFF as error:  # boto3 itself retries only until the answer begins
             if attempt == ATTEMPTS - 1:
                 raise
             logger.warning("Reading an object broke off (%s); trying again.", type(error).__name__)
