@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from counterray.evaluation.intervals import Floats, patient_bootstrap
-from counterray.evaluation.metric import Metric
+from counterray.evaluation.metric import Direction, Metric
 
 MINIMUM_POSITIVES = 50
 """Positives that a finding needs to count in the macro average: below, its interval spans about ±0.08."""
@@ -48,6 +48,7 @@ def auroc_metrics(
     outputs: Sequence[str],
     patients: Sequence[str],
     judge: str | None,
+    direction: Direction = "higher",
     minimum_positives: int = MINIMUM_POSITIVES,
     seed: int = 0,
 ) -> list[Metric]:
@@ -64,6 +65,7 @@ def auroc_metrics(
         outputs: Names of the K outputs.
         patients: The n images' patients.
         judge: Label of the judge that scored.
+        direction: ``none`` for an AUROC that others are compared with.
         minimum_positives: Positives, and negatives, for the macro average.
         seed: Of the bootstrap.
 
@@ -80,6 +82,8 @@ def auroc_metrics(
         for k in range(len(outputs))
     ]
     counted = [k for k, count in enumerate(counts) if min(count) >= minimum_positives]
+
+    left_out = [name for k, name in enumerate(outputs) if k not in counted]
 
     def statistic(rows: NDArray[np.int64]) -> Floats:
         each = np.array(
@@ -98,7 +102,7 @@ def auroc_metrics(
             high=intervals[k].high,
             n=sum(counts[k]),
             judge=judge,
-            direction="higher",
+            direction=direction,
             note=_count_note(*counts[k]),
         )
         for k, output in enumerate(outputs)
@@ -110,8 +114,8 @@ def auroc_metrics(
         high=intervals[-1].high,
         n=len(values),
         judge=judge,
-        direction="higher",
-        note=_macro_note([outputs[k] for k in counted], len(outputs), minimum_positives),
+        direction=direction,
+        note=_macro_note(left_out, len(outputs), minimum_positives),
     )
     return [macro, *metrics]
 
@@ -126,8 +130,8 @@ def _count_note(positives: int, negatives: int) -> str:
     return f"undefined: {positives} positives, {negatives} negatives"
 
 
-def _macro_note(counted: Sequence[str], outputs: int, minimum: int) -> str:
-    if not counted:
-        return f"none of {outputs} has {minimum} positives and negatives"
-    names = ", ".join(name.replace("_", " ") for name in counted)
-    return f"{len(counted)} of {outputs} with at least {minimum} positives: {names}"
+def _macro_note(left_out: Sequence[str], outputs: int, minimum: int) -> str:
+    if not left_out:
+        return f"all {outputs}"
+    names = ", ".join(name.replace("_", " ") for name in left_out)
+    return f"{outputs - len(left_out)} of {outputs}; fewer than {minimum} positives or negatives: {names}"

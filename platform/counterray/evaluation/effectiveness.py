@@ -54,6 +54,7 @@ def effectiveness(
             outputs=batch.finding_names,
             patients=patients(source),
             judge=judge.label,
+            direction="higher" if scores is after else "none",
             minimum_positives=minimum_positives,
             seed=seed,
         )

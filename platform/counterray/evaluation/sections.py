@@ -32,55 +32,7 @@ from counterray.evaluation.report import (
     Text,
     format_number,
 )
-
-SYNTHETIC_NOTICE = (
-    "Synthetic images: the pictures called reconstruction or counterfactual were made by a model and show no "
-    "real person's radiograph. They are for research, must never be read as a finding of a patient, and are "
-    "not a medical device's output."
-)
-
-LIMITS = (
-    "Every number that names a judge is that network's opinion, not a radiologist's, and is comparable only "
-    "with numbers of the same judge (name and checksum). Judges err more on generated than on real images.",
-    "A counterfactual says what the model believes would be seen. Only where the exact counterfactual is "
-    "known, on simulated radiographs, has that belief been compared with the truth; on real radiographs "
-    "there is none to compare with.",
-    "Intervals are 95 % percentile intervals from resampling patients. They cover the choice of test "
-    "patients, not the choice of the training seed, the site or the scanner.",
-)
-
-_BETTER = {"higher": "↑ higher", "lower": "↓ lower", "none": "for comparison"}
-
-_QUESTIONS = {
-    "Does it show the pathology that was asked for?": (
-        "effectiveness_auroc_macro",
-        "no_edit_auroc_macro",
-        "real_auroc_macro",
-    ),
-    "Does it leave other findings alone?": ("off_target_change",),
-    "Is it still the same patient, with the same anatomy?": (
-        "identity_top1",
-        "identity_rank",
-        "area_deviation",
-    ),
-    "How far is it from the exact counterfactual?": (
-        "ground_truth_error",
-        "ground_truth_error_where_changed",
-    ),
-    "Does it obey the laws of counterfactuals: change nothing when asked nothing, and undo what it did?": (
-        "reconstruction_ssim",
-        "reconstruction_psnr",
-        "composition_error",
-        "reversibility_error",
-    ),
-}
-_ACRONYMS = {"auroc": "AUROC", "ssim": "SSIM", "psnr": "PSNR", "top1": "top-1"}
-
-
-def words(name: str) -> str:
-    """A snake-case name for reading: ``pleural_effusion`` becomes "Pleural effusion"."""
-    parts = [_ACRONYMS.get(part, part) for part in name.split("_")]
-    return " ".join([parts[0][:1].upper() + parts[0][1:], *parts[1:]])
+from counterray.evaluation.wording import BETTER, LIMITS, MEANINGS, QUESTIONS, words
 
 
 def interval(metric: Metric, *, percent: bool = False) -> str:
@@ -109,14 +61,14 @@ def metric_card(metric: Metric, label: str = "") -> Card:
 
 
 def metric_table(metrics: Sequence[Metric], *, caption: str = "", folded: bool = False) -> Table:
-    """Metrics with interval, number of images, judge and direction; a column without any entry is left out."""
+    """Metrics with interval, number of images, judge and direction; empty columns are left out."""
     columns: dict[str, list[Cell]] = {
         "Metric": [words(m.name) + (f", {m.subset.replace('_', ' ')}" if m.subset else "") for m in metrics],
         "Value": [_value(m) for m in metrics],
         "Unit": [m.unit for m in metrics],
         "95 % interval": [interval(m) for m in metrics],
         "Images": [m.n for m in metrics],
-        "Better": [_BETTER[m.direction] for m in metrics],
+        "Better": [BETTER[m.direction] for m in metrics],
         "Judge": [m.judge or "" for m in metrics],
         # A missing value shows its note as the reason already.
         "Note": ["" if math.isnan(m.value) else m.note for m in metrics],
@@ -128,17 +80,21 @@ def metric_table(metrics: Sequence[Metric], *, caption: str = "", folded: bool =
 def dataset_section(manifest: DatasetManifest) -> Section:
     """Counts by split, finding, sex and age band; what was set aside; the fingerprint."""
     splits = list(manifest.counts)
-    sizes: list[list[Cell]] = [
-        [words(s), int(manifest.counts[s]["studies"]), int(manifest.counts[s]["patients"])] for s in splits
+    rows: list[list[Cell]] = [
+        [what, *(int(manifest.counts[s][key]) for s in splits)]
+        for what, key in (("Images", "studies"), ("Patients, none in two splits", "patients"))
     ]
-    blocks: list[Block] = [Table(["Split", "Images", "Patients"], sizes, "No patient is in two splits")]
-    for title, key in (("Positive for", "findings"), ("Sex", "sex"), ("Age [years]", "age_band")):
+    for what, key in (("Positive for {}", "findings"), ("Sex {}", "sex"), ("Age {} years", "age_band")):
         groups = {s: manifest.counts[s].get(key, {}) for s in splits}
         names = list(dict.fromkeys(name for s in splits for name in groups[s]))
-        rows: list[list[Cell]] = [
-            [words(name), *(_count(groups[s].get(name, 0)) for s in splits)] for name in names
+        rows += [
+            [
+                what.format(name.replace("_", " ").replace("-", "–")),
+                *(_count(groups[s].get(name, 0)) for s in splits),
+            ]
+            for name in names
         ]
-        blocks.append(Table([title, *(f"{words(s)} images" for s in splits)], rows))
+    blocks: list[Block] = [Table(["", *(words(s) for s in splits)], rows)]
     aside: list[list[Cell]] = [[words(why), count] for why, count in sorted(manifest.quarantined.items())]
     blocks.append(Table(["Set aside because", "Images"], aside))
     lead = (
@@ -275,7 +231,7 @@ def metrics_section(evaluation: Evaluation) -> Section:
     details = [m for m in evaluation.metrics if m.subset in evaluation.counterfactuals.source.finding_names]
     rest = [m for m in evaluation.metrics if m not in details]
     tables: list[Block] = []
-    for question, names in _QUESTIONS.items():
+    for question, names in QUESTIONS.items():
         tables.append(metric_table([m for m in rest if m.name in names], caption=question))
         rest = [m for m in rest if m.name not in names]
     reasons = [f"Not computed: {what}, because {reason}." for what, reason in evaluation.absent.items()]
@@ -284,6 +240,7 @@ def metrics_section(evaluation: Evaluation) -> Section:
         *tables,
         metric_table(rest, caption="Further metrics"),
         Text(reasons),
+        KeyValues(list(MEANINGS.items()), caption="What these numbers mean", folded=True),
         metric_table(details, caption=f"By finding ({len(details)} numbers)", folded=True),
     ]
     return Section("Metrics", blocks, "Intervals are 95 %, from resampling patients.")
