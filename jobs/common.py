@@ -40,9 +40,8 @@ def connect(address: str | None) -> None:
     if ray.is_initialized():
         return
     if address is not None or "RAY_ADDRESS" in os.environ:
-        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         return
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # One CPU trains and one decodes; with fewer, a training would wait for its data for ever.
@@ -51,9 +50,8 @@ def connect(address: str | None) -> None:
         num_cpus=max(2, os.cpu_count() or 2),
         include_dashboard=False,
         object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-        logging_level=logging.WARNING,
+        logging_level=logging.ERROR,
         log_to_driver=False,
-        _node_ip_address="127.0.0.1",
     )
     for name in ("ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.WARNING)

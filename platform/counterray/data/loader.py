@@ -8,8 +8,9 @@ Ranks take blocks in turn: rank r of W reads blocks r, r + W, r + 2W, and so on.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -204,13 +205,12 @@ def _execution(reader: BlockReader, blocks: int, cpus: float | None) -> ray.data
     context = execution.context
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.execution_options = replace(
-        context.execution_options,
-        preserve_order=True,
-        resource_limits=ExecutionResources(
-            cpu=cpus, object_store_memory=max(64 * 2**20, BLOCKS_IN_FLIGHT * block_bytes)
-        ),
+    options = copy.copy(context.execution_options)
+    options.preserve_order = True
+    options.resource_limits = ExecutionResources(
+        cpu=cpus, object_store_memory=max(64 * 2**20, BLOCKS_IN_FLIGHT * block_bytes)
     )
+    context.execution_options = options
     return execution
 
 
