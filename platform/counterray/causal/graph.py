@@ -1,4 +1,4 @@
-"""The causal graph: variables with one normalisation each, their parents, and what an intervention reaches."""
+"""The causal graph: variables with one normalisation each, their parents, what an intervention reaches."""
 
 from __future__ import annotations
 

@@ -30,10 +30,10 @@ class Scanner:
 
 
 SCANNERS = (
-    Scanner(bend=0.72, noise=0.026, blur=0.0085, vignette=0.22),
+    Scanner(bend=0.72, noise=0.020, blur=0.0085, vignette=0.22),
     Scanner(bend=1.18, noise=0.014, blur=0.0055, vignette=0.08),
     Scanner(bend=1.00, noise=0.008, blur=0.0035, vignette=0.02),
-    Scanner(bend=1.42, noise=0.032, blur=0.0070, vignette=0.16),
+    Scanner(bend=1.42, noise=0.026, blur=0.0070, vignette=0.16),
 )
 """By code of the variable ``scanner``: analog, compact, digital, mobile."""
 
@@ -60,10 +60,10 @@ def acquire(brightness: Field, grid: Grid, study: Scalars) -> NDArray[np.uint8]:
     film = film + _signature(x, y, int(study["group"]))
     film = film + scanner.noise * white_noise(int(study["noise_seed"]), "pixels", grid)
     grey = np.rint(np.minimum(np.maximum(film, np.float32(0.0)), np.float32(1.0)) * np.float32(255.0))
-    return grey.astype(np.uint8)
+    return np.asarray(grey.astype(np.uint8))
 
 
 def _signature(x: Field, y: Field, group: int) -> Field:
-    """What a group's usual way of acquisition leaves behind: nothing, a side-to-side or a top-to-bottom tint."""
+    """What a group's way of acquisition leaves: nothing, a side-to-side or a top-to-bottom tint."""
     ramp = (np.float32(0.0) * x, x, y)[group]
     return np.asarray(2.0 * SIGNATURE * ramp, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""The healthy chest: body, lungs and heart of the right area, mediastinum, vessels, bones."""
+"""Where things are in a healthy chest: the body's outline, and lungs and heart of exactly the wanted area."""
 
 from __future__ import annotations
 
@@ -14,12 +14,9 @@ from counterray.data.phantom.raster import (
     Field,
     Grid,
     Mask,
-    blob,
-    lattice_noise,
     level_for_area,
     make_grid,
     smooth,
-    stroke,
 )
 
 SPLIT = 0.5
@@ -58,7 +55,7 @@ class Lung:
     wall: Field
 
     def place(self, depth: float, height: float) -> tuple[float, float]:
-        """``(u, y)`` of a point: ``depth`` 0 at the inner, 1 at the outer border; ``height`` 0 at the apex."""
+        """``(u, y)`` of a point: ``depth`` 0 at the inner border, ``height`` 0 at the apex, 1 opposite."""
         y = self.top + height * (self.bottom - self.top)
         row = min(int(y * len(self.medial)), len(self.medial) - 1)
         inner, outer = float(self.medial[row, 0]), float(self.lateral[row, 0])
@@ -109,8 +106,8 @@ def build_anatomy(size: int, study: Scalars) -> Anatomy:
 
 def _body(grid: Grid, study: Scalars, middle: float) -> Field:
     girth, slope = draws(int(study["patient_seed"]), "body", 2)
-    neck = 0.11 + 0.02 * study["sex"]
-    shoulders = smooth((grid.y - (0.02 + 0.04 * slope)) * (1.0 / 0.16))
+    neck = 0.125 + 0.02 * study["sex"]
+    shoulders = smooth((grid.y + 0.05 - 0.03 * slope) * (1.0 / 0.21))
     trunk = 0.455 + 0.02 * girth + 0.008 * study["sex"]
     half_width = neck + (0.56 - neck) * shoulders - (0.56 - trunk) * smooth((grid.y - 0.22) * (1.0 / 0.2))
     return smooth(0.5 + (half_width - abs(grid.x - middle)) * (1.0 / 0.03))
@@ -158,7 +155,7 @@ def _template(
     outer = 0.125 + 0.075 * apex + widening * (1.0 - (1.0 - above) ** 2)
     outer = outer + 0.05 * below - 0.022 * below**4
     v = np.clip((y - dome) / (bottom - dome), 0.0, 1.0)
-    floor = 0.45 * np.sqrt(v) + 0.55 * np.sqrt(np.sqrt(v)) * v
+    floor = 0.75 * np.sqrt(v) + 0.25 * v
     return inner, outer, floor
 
 
@@ -210,137 +207,3 @@ def _heart(grid: Grid, study: Scalars, middle: float) -> tuple[Field, Mask]:
     level = level_for_area(potential, round(study["area.heart"]))
     softness = max(1.5 * grid.pixel, 0.014)
     return smooth(0.5 + (level - potential) * (1.0 / softness)), potential < level
-
-
-def draw_soft_tissue(anatomy: Anatomy, study: Scalars) -> Field:
-    """Brightness of soft tissue, air and mediastinum without lung vessels, about 0 (air) to 1, ``[S, S]``."""
-    grid, middle = anatomy.grid, anatomy.middle
-    seed = int(study["patient_seed"])
-    thickness, chest, bubble_size, bubble_place, gap = draws(seed, "tissue", 5)
-    x, y = grid.x - np.float32(middle), grid.y
-    belly = smooth((y - (anatomy.lungs[1].dome - 0.04)) * (1.0 / 0.12))
-    muscle = blob(abs(x), y, (0.40, 0.20), (0.17, 0.16))
-    tissue = anatomy.body * (0.52 + 0.06 * thickness - 0.5 * x * x + 0.14 * belly + 0.10 * muscle)
-    tissue = tissue * (1.0 - (0.66 - 0.05 * thickness) * anatomy.lung_coverage)
-    if study["sex"] < 0.5:
-        tissue = tissue + anatomy.body * _breasts(x, y, seed)
-    tissue = _over(tissue, 0.62 + 0.03 * chest, _mediastinum(x, y, study))
-    bubble = blob(x, y, (0.17 + 0.05 * bubble_place, anatomy.lungs[0].dome + 0.115), (0.075, 0.05))
-    tissue = tissue - (0.12 + 0.25 * bubble_size) * bubble * (1.0 - anatomy.lungs[0].coverage)
-    depth = np.minimum(anatomy.heart, 1.0)
-    tissue = _over(tissue, 0.66 + 0.03 * chest, 0.90 * depth)
-    airway = smooth(1.0 - abs(x - 0.012 * (gap - 0.5)) * (1.0 / 0.024)) * smooth((0.43 - y) * (1.0 / 0.06))
-    return np.asarray(tissue - 0.13 * airway * anatomy.body, dtype=np.float32)
-
-
-def _over(base: Field, level: float, alpha: Field) -> Field:
-    return base + (np.float32(level) - base) * alpha
-
-
-def _breasts(x: Field, y: Field, seed: int) -> Field:
-    size, height, amount = draws(seed, "breast", 3)
-    radius = 0.15 + 0.05 * size
-    centre_y = 0.60 + 0.06 * height
-    distance = np.sqrt((abs(x) - 0.22) ** 2 + (y - centre_y) ** 2 * 0.8)
-    edge = smooth((radius - distance) * (1.0 / 0.035))
-    fullness = smooth((y - (centre_y - radius)) * (1.0 / (1.4 * radius)))
-    return np.asarray((0.04 + 0.10 * amount) * edge * fullness, dtype=np.float32)
-
-
-def _mediastinum(x: Field, y: Field, study: Scalars) -> Field:
-    width, knob = draws(int(study["patient_seed"]), "mediastinum", 2)
-    aging = min(max((study["age"] - 20.0) / 70.0, 0.0), 1.0)
-    half_width = 0.052 + 0.012 * width + 0.035 * smooth((y - 0.34) * (1.0 / 0.22))
-    band = 0.85 * smooth(0.5 + (half_width - abs(x)) * (1.0 / 0.035))
-    radius = 0.040 + 0.012 * knob + 0.022 * aging
-    arch = 1.25 * blob(x, y, (0.050 + 0.012 * aging, 0.335), (radius * 1.3, radius * 1.5))
-    # The descending aorta unfolds with age and shows beside the spine.
-    descending = 0.45 * aging * smooth(1.0 - abs(x - 0.062) * (1.0 / 0.030)) * smooth((y - 0.33) * 12.0)
-    return np.minimum(np.maximum(np.maximum(band, arch), descending), np.float32(0.92))
-
-
-def draw_vessels(anatomy: Anatomy, study: Scalars) -> Field:
-    """Brightness of lung vessels and fine texture, 0 outside the lungs, ``[S, S]``."""
-    grid, seed = anatomy.grid, int(study["patient_seed"])
-    field = np.zeros((grid.size, grid.size), dtype=np.float32)
-    aging = min(max((study["age"] - 20.0) / 70.0, 0.0), 1.0)
-    for lung in anatomy.lungs:
-        sign = 1.0 if lung.side == 0 else -1.0
-        hilum_u, hilum_y = 0.105, 0.475 - 0.012 * (1 - lung.side)
-        hilum = blob(lung.u, grid.y, (hilum_u, hilum_y), (0.065, 0.095))
-        tree = 0.20 * hilum
-        noise = draws(seed, f"vessels.{lung.side}", 36)
-        for branch in range(9):
-            a, b, c, d = noise[4 * branch : 4 * branch + 4]
-            height = 0.12 + 0.80 * (branch + 0.7 * a) / 9.0
-            tip_u, tip_y = lung.place(0.55 + 0.35 * b, height)
-            fork = (hilum_u + 0.45 * (tip_u - hilum_u), hilum_y + (0.40 + 0.2 * c) * (tip_y - hilum_y))
-            for start, end, width in (
-                ((hilum_u, hilum_y), fork, 0.0115),
-                (fork, (tip_u, tip_y), 0.0075),
-                (fork, (tip_u, tip_y + 0.12 * (d - 0.5)), 0.0055),
-            ):
-                shown = max(width, 0.8 * grid.pixel)
-                _add_stroke(tree, lung, grid, start, end, shown, 0.14 * width / shown)
-        field += tree * lung.coverage
-        del sign
-    texture = lattice_noise(seed, "texture", grid, 22) - 0.5
-    return np.asarray(field + (0.035 + 0.035 * aging) * texture * anatomy.lung_coverage, dtype=np.float32)
-
-
-def _add_stroke(
-    target: Field,
-    lung: Lung,
-    grid: Grid,
-    start: tuple[float, float],
-    end: tuple[float, float],
-    width: float,
-    amount: float,
-) -> None:
-    """Adds a tapering line given in ``(u, y)`` to ``target``, touching only the pixels around it."""
-    top, bottom = (f(start[1], end[1]) for f in (min, max))
-    near, far = (f(start[0], end[0]) for f in (min, max))
-    rows = slice(max(int((top - width) * grid.size), 0), int((bottom + width) * grid.size) + 2)
-    inside = np.flatnonzero((lung.u[0] > near - width) & (lung.u[0] < far + width))
-    if not len(inside):
-        return
-    columns = slice(int(inside[0]), int(inside[-1]) + 1)
-    line = stroke(lung.u[:, columns], grid.y[rows], start, end, width, taper=0.5)
-    target[rows, columns] += np.float32(amount) * line
-
-
-def draw_bones(anatomy: Anatomy, study: Scalars) -> Field:
-    """Brightness that ribs, clavicles and spine add, ``[S, S]``."""
-    grid, seed = anatomy.grid, int(study["patient_seed"])
-    phase, spacing_noise, slope, density, collar, tilt = draws(seed, "bones", 6)
-    aging = min(max((study["age"] - 20.0) / 70.0, 0.0), 1.0)
-    strength = (0.80 + 0.4 * density) * (1.0 - 0.45 * aging)
-    x, y = grid.x - np.float32(anatomy.middle), grid.y
-    u = abs(x)
-    cage = smooth((0.44 - u) * (1.0 / 0.05)) * smooth((0.86 - y) * (1.0 / 0.1)) * smooth((y - 0.07) * 14.0)
-    spacing = 0.078 + 0.008 * spacing_noise
-    back = y - (0.02 * phase) + (0.10 + 0.06 * slope) * u - (0.95 + 0.3 * slope) * u * u
-    ribs = 0.115 * _stripes(back / spacing, 0.30) * smooth((u - 0.03) * (1.0 / 0.05))
-    front = y - (0.35 + 0.03 * phase) * (1.0 - u) + 0.75 * (0.42 - u) * (0.42 - u) * 1.6 - 0.9 * (0.42 - u)
-    fade = smooth((u - 0.15) * (1.0 / 0.10)) * smooth((y - 0.30) * 6.0)
-    ribs = ribs + 0.055 * _stripes(front / (1.15 * spacing), 0.36) * fade
-    bones = ribs * cage * (0.35 + 0.65 * anatomy.lung_coverage)
-    line_y = (
-        0.172 + 0.02 * (collar - 0.5) - 0.20 * u + (0.9 + 0.3 * tilt) * (u - 0.20) * (u - 0.20) * (u - 0.02)
-    )
-    clavicle = (
-        smooth(1.0 - abs(y - line_y) * (1.0 / 0.020)) * smooth((u - 0.035) * 40.0) * smooth((0.40 - u) * 12.0)
-    )
-    bones = bones + 0.17 * clavicle
-    disc = 0.6 + 0.4 * _stripes((y + 0.05 * phase) / 0.062, 0.36)
-    bones = bones + 0.075 * smooth((0.046 - u) * (1.0 / 0.016)) * disc
-    humerus = 0.16 * blob(u, y, (0.475, 0.16), (0.10, 0.11))
-    return np.asarray((bones + humerus) * strength * anatomy.body, dtype=np.float32)
-
-
-def _stripes(t: Field, share: float) -> Field:
-    """Periodic bands: 1 inside (``share`` of the period on each side of a whole number), 0 between."""
-    offset = abs(t - np.rint(t))
-    band = smooth((np.float32(share) - offset) * np.float32(1.0 / 0.12))
-    rim = smooth(np.float32(1.0) - abs(offset - np.float32(share - 0.08)) * np.float32(1.0 / 0.08))
-    return np.asarray(0.75 * band + 0.25 * rim, dtype=np.float32)

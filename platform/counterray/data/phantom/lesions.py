@@ -32,8 +32,9 @@ class Film:
     lesion: Mask
 
     def cover(self, level: float, alpha: Field, lung: Lung) -> None:
-        """Lets tissue of brightness ``level`` hide what is below it; marks where it is dense enough to see."""
-        alpha = alpha * lung.coverage
+        """Lets tissue of brightness ``level`` hide what is below it, and marks where that shows."""
+        # Past the soft border's middle the lesion hides the lung altogether, or a dark seam would show.
+        alpha = alpha * np.minimum(np.float32(1.8) * lung.coverage, np.float32(1.0))
         self.tissue = self.tissue + (np.float32(level) - self.tissue) * alpha
         self.vessels = self.vessels * (np.float32(1.0) - alpha)
         self.lesion = self.lesion | ((alpha > _SEEN) & lung.mask)
@@ -58,7 +59,7 @@ def _effusion(film: Film, anatomy: Anatomy, lung: Lung, study: Scalars, severity
     across = np.minimum(np.maximum((lung.lateral - lung.u) * (1.0 / 0.30), 0.0), 1.0)
     height = 0.055 + 0.27 * severity + 0.03 * rise
     surface = lung.bottom - height + (0.05 + 0.09 * severity) * (1.4 + 0.6 * curve) * across * (1.55 - across)
-    film.cover(0.69, 0.95 * smooth((y - surface) * (1.0 / 0.035)), lung)
+    film.cover(0.60, 0.95 * smooth((y - surface) * (1.0 / 0.035)), lung)
 
 
 def _consolidation(film: Film, anatomy: Anatomy, lung: Lung, study: Scalars, severity: float) -> None:
@@ -74,7 +75,7 @@ def _consolidation(film: Film, anatomy: Anatomy, lung: Lung, study: Scalars, sev
         patch += blob(lung.u, anatomy.grid.y, place, (radius, 0.9 * radius))
     cloud = lattice_noise(int(study["noise_seed"]), f"cloud.{lung.side}", anatomy.grid, 18)
     alpha = np.minimum(patch * (0.55 + 0.9 * cloud), 1.0) * (0.38 + 0.47 * severity)
-    film.cover(0.64, alpha, lung)
+    film.cover(0.58, alpha, lung)
 
 
 def _atelectasis(film: Film, anatomy: Anatomy, lung: Lung, study: Scalars, severity: float) -> None:
@@ -97,7 +98,7 @@ def _atelectasis(film: Film, anatomy: Anatomy, lung: Lung, study: Scalars, sever
         np.maximum(band, (0.4 + 0.5 * noise[5]) * second) * ends * (0.45 + 0.4 * severity),
         (0.10 + 0.25 * severity) * haze,
     )
-    film.cover(0.64, alpha, lung)
+    film.cover(0.58, alpha, lung)
 
 
 def _edema(film: Film, anatomy: Anatomy, lung: Lung, study: Scalars, severity: float) -> None:
@@ -106,11 +107,11 @@ def _edema(film: Film, anatomy: Anatomy, lung: Lung, study: Scalars, severity: f
     wing = blob(lung.u, anatomy.grid.y, (0.13, 0.52), (0.24, 0.30))
     film.vessels = film.vessels * (1.0 + 0.5 * severity * wing * lung.coverage)
     alpha = np.minimum(1.25 * wing, 1.0) * (0.18 + 0.42 * severity) * (0.55 + 0.8 * noise)
-    film.cover(0.60, np.minimum(alpha, np.float32(1.0)), lung)
+    film.cover(0.56, np.minimum(alpha, np.float32(1.0)), lung)
 
 
 def _pneumothorax(film: Film, anatomy: Anatomy, lung: Lung, study: Scalars, severity: float) -> None:
-    """Air between chest wall and lung: a dark rim without vessels, widest at the apex, and the pleural line."""
+    """Air outside the lung: a dark rim without vessels, widest at the apex, and the pleural line."""
     width_noise = draws(int(study["noise_seed"]), f"pneumothorax.{lung.side}", 1)[0]
     descent = np.minimum(np.maximum((anatomy.grid.y - lung.top) * (1.0 / (lung.bottom - lung.top)), 0.0), 1.0)
     width = (0.035 + 0.105 * severity + 0.01 * width_noise) * (1.0 - 0.75 * descent)
@@ -119,8 +120,9 @@ def _pneumothorax(film: Film, anatomy: Anatomy, lung: Lung, study: Scalars, seve
     line_width = max(0.007, 0.9 * anatomy.grid.pixel)
     line = smooth(1.0 - abs(lung.wall - width) * (1.0 / line_width)) * lung.coverage
     film.vessels = film.vessels * (1.0 - rim)
-    collapsed = (lung.coverage - rim) * (0.03 + 0.05 * severity)
-    film.tissue = film.tissue * (1.0 - 0.38 * rim) + collapsed + 0.16 * line
+    free = 1.0 - anatomy.heart
+    collapsed = (lung.coverage - rim) * (0.03 + 0.05 * severity) * free
+    film.tissue = film.tissue * (1.0 - 0.38 * rim * free) + collapsed + 0.16 * line
     film.lesion = film.lesion | ((rim > 0.5) & lung.mask)
 
 

@@ -38,8 +38,8 @@ def _locate(uniform: Tensor, edges: Tensor) -> Tensor:
 def _posterior(prior: Tensor, edges: Tensor, cell: Tensor, variable: str) -> Tensor:
     """A uniform number that falls into the observed ``cell``.
 
-    The prior draw itself where it fits: it is the true noise of a drawn study. Elsewhere (an edited study) the
-    prior draw scaled into the cell, which is a draw from the posterior.
+    The prior draw itself where it fits: it is the true noise of a drawn study. Elsewhere (an edited
+    study) the prior draw scaled into the cell, which is a draw from the posterior.
     """
     low = edges.gather(1, cell[:, None])[:, 0]
     width = edges.gather(1, cell[:, None] + 1)[:, 0] - low
@@ -126,7 +126,7 @@ class SeededSeverity:
         return -torch.where(value == 0, 1.0 - chance, present).log()
 
     def abduct(self, value: Tensor, parents: Values) -> Tensor:
-        """``[B, 2]``: the uniform number behind presence, and the level (seen, or the seed's where absent)."""
+        """``[B, 2]``: the uniform number behind presence, and the level (the seed's where absent)."""
         uniform, level = self._prior(parents)
         present = value > 0
         cell = torch.where(present, 0, 1)
@@ -173,7 +173,7 @@ class SteppedArea:
         return (fraction * self.pixels * AREA_STEPS).round() / AREA_STEPS
 
     def loss(self, value: Tensor, parents: Values) -> Tensor:
-        """Negative log-likelihood of the area under the normal law that the noise follows closely, ``[B]``."""
+        """Negative log-likelihood of the area under the normal law nearest to the noise's, ``[B]``."""
         sd = self.sd * self.pixels
         z = self.abduct(value, parents) / sd
         return 0.5 * z**2 + float(np.log(sd * (2.0 * np.pi) ** 0.5))

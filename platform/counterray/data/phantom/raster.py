@@ -9,17 +9,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from counterray.data.phantom.randomness import hashes, uniforms
 
-Field = NDArray[np.float32]
-"""A map over the image ``[S, S]``, a row ``[1, S]`` or a column ``[S, 1]``."""
+Field = NDArray[np.floating[Any]]
+"""A float32 map over the image ``[S, S]``, a row ``[1, S]`` or a column ``[S, 1]``."""
 
 Mask = NDArray[np.bool_]
 """A binary map ``[S, S]``."""
+
+
+_ZERO = np.float32(0.0)
+_ONE = np.float32(1.0)
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,11 @@ def make_grid(size: int) -> Grid:
 
 def smooth(t: Field) -> Field:
     """Smooth step: 0 for t <= 0, 1 for t >= 1, with flat ends."""
-    t = np.minimum(np.maximum(t, np.float32(0.0)), np.float32(1.0))
-    return t * t * (np.float32(3.0) - np.float32(2.0) * t)
+    t = np.minimum(np.maximum(t, _ZERO), _ONE)
+    rest = np.float32(3.0) - np.float32(2.0) * t
+    rest *= t
+    rest *= t
+    return rest
 
 
 def blob(x: Field, y: Field, centre: tuple[float, float], radii: tuple[float, float]) -> Field:
@@ -62,9 +70,7 @@ def blob(x: Field, y: Field, centre: tuple[float, float], radii: tuple[float, fl
     return inside * inside
 
 
-def stroke(
-    x: Field, y: Field, start: tuple[float, float], end: tuple[float, float], width: float, taper: float = 0.0
-) -> Field:
+def stroke(x: Field, y: Field, start: tuple[float, float], end: tuple[float, float], width: float) -> Field:
     """A line with a soft profile: 1 on its axis, 0 at ``width`` from it.
 
     Args:
@@ -72,17 +78,20 @@ def stroke(
         y: ``[S, 1]``.
         start: x and y of the first end.
         end: x and y of the second end.
-        width: Half-width at ``start``.
-        taper: Share of the width that is lost by ``end`` [0 to below 1].
+        width: Half-width.
     """
     dx, dy = end[0] - start[0], end[1] - start[1]
     scale = 1.0 / (dx * dx + dy * dy)
     px, py = x - start[0], y - start[1]
-    along = np.minimum(np.maximum(px * (dx * scale) + py * (dy * scale), np.float32(0.0)), np.float32(1.0))
-    ex, ey = px - along * dx, py - along * dy
-    radius = width * (1.0 - taper * along)
-    profile = np.maximum(np.float32(1.0) - (ex * ex + ey * ey) / (radius * radius), np.float32(0.0))
-    return np.asarray(profile, dtype=np.float32)
+    along = px * (dx * scale) + py * (dy * scale)
+    np.minimum(np.maximum(along, _ZERO, out=along), _ONE, out=along)
+    across, down = px - along * dx, py - along * dy
+    across *= across
+    down *= down
+    across += down
+    across *= np.float32(-1.0 / (width * width))
+    across += _ONE
+    return np.maximum(across, _ZERO, out=across)
 
 
 def lattice_noise(seed: int, stream: str, grid: Grid, cells: int) -> Field:

@@ -13,10 +13,11 @@ from torch import Generator, Tensor
 from counterray.causal.mechanism import Values
 from counterray.causal.scm import SCM
 from counterray.data.phantom.acquisition import acquire
-from counterray.data.phantom.anatomy import Scalars, build_anatomy, draw_bones, draw_soft_tissue, draw_vessels
+from counterray.data.phantom.anatomy import Scalars, build_anatomy
 from counterray.data.phantom.lesions import Film, draw_lesions
 from counterray.data.phantom.randomness import SEED_LIMIT
 from counterray.data.phantom.scm import attribute_mechanisms, build_graph
+from counterray.data.phantom.tissue import draw_bones, draw_soft_tissue, draw_vessels
 
 MASK_NAMES = ("heart", "left_lung", "lesion", "right_lung")
 """Masks of every phantom study. Lungs and heart overlap, and both are the shape below the lesions."""
@@ -108,14 +109,17 @@ class Renderer:
         if bool(wrong.any()):
             rows = wrong.nonzero()[:, 0].tolist()
             raise ValueError(
-                f"{len(rows)} of {len(value)} images (first row: {rows[0]}) are not what their parents and seeds "
-                f"render at {self.image_size} px; the exact noise is known only for unchanged phantom images "
-                "given with all their own measurements."
+                f"{len(rows)} of {len(value)} images (first row: {rows[0]}) are not what their parents and "
+                f"seeds render at {self.image_size} px; the exact noise is known only for unchanged phantom "
+                "images, given with all their own measurements."
             )
         return torch.stack([parents[name].double() for name in _SEEDS], dim=1)
 
     def predict(self, noise: Tensor, parents: Values) -> Tensor:
-        """The image ``[B, 1, S, S]`` in [-1, 1] of ``parents`` under ``noise``; seeds in ``parents`` are ignored."""
+        """The image ``[B, 1, S, S]`` in [-1, 1] of ``parents`` under ``noise``.
+
+        Seeds in ``parents`` are a record of the noise, not a cause of their own: they are not read.
+        """
         return self._render({**parents, _SEEDS[0]: noise[:, 0], _SEEDS[1]: noise[:, 1]})
 
     def sample(self, parents: Values, generator: Generator) -> Tensor:
@@ -144,7 +148,7 @@ class Renderer:
 
 
 def _grey_levels(image: Tensor) -> Tensor:
-    """Grey levels of images in [-1, 1]; -1 in a pixel that is no grey level (off by more than float32 rounding)."""
+    """Grey levels of images in [-1, 1]; -1 where a value is no grey level but for float32 rounding."""
     levels = ((image.float() + 1.0) * 127.5).cpu()
     whole = levels.round()
     return torch.where((levels - whole).abs() < 1e-3, whole, -1.0)

@@ -59,7 +59,7 @@ _IRRELEVANT = (
     "Referred by the outpatient clinic.",
     "Image quality is adequate.",
 )
-_HEADERS = (("FINDINGS: ", " IMPRESSION: "), ("", " "), ("Findings: ", " Impression: "))
+_HEADERS = (("FINDINGS:", "IMPRESSION:"), ("", ""), ("Findings:", "Impression:"))
 
 
 class _Chooser:
@@ -94,8 +94,9 @@ def write_report(study: Scalars) -> str:
     if choose.chance(0.25):
         sentences.insert(0, choose.pick(_IRRELEVANT))
     opening, closing = _HEADERS[int(choose.pick("012"))]
-    text = f"{choose.pick(_TECHNIQUE)} {opening}{' '.join(dict.fromkeys(sentences))}{closing}{_impression(present, choose)}"
-    return " ".join(text.split())
+    impression = _impression(present, choose)
+    parts = [choose.pick(_TECHNIQUE), opening, *dict.fromkeys(sentences)]
+    return " ".join(part for part in (*parts, closing if impression else "", impression) if part)
 
 
 def _affirm(study: Scalars, finding: str, choose: _Chooser) -> str:

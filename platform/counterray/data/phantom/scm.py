@@ -130,17 +130,19 @@ def mean_area(region: str, parents: Values) -> Tensor:
 
 def build_graph(image_size: int) -> CausalGraph:
     """The causal graph; areas are in px^2 of an image with edge ``image_size``."""
-    seed = {"mean": SEED_LIMIT / 2, "sd": SEED_LIMIT / 12**0.5}
     variables = [
-        Variable("patient_seed", "continuous", **seed),
-        Variable("noise_seed", "continuous", **seed),
+        Variable("patient_seed", "continuous", mean=SEED_LIMIT / 2, sd=SEED_LIMIT / 12**0.5),
+        Variable("noise_seed", "continuous", mean=SEED_LIMIT / 2, sd=SEED_LIMIT / 12**0.5),
         Variable("sex", "binary"),
         Variable("age", "continuous", mean=55.0, sd=16.0),
         Variable("group", "categorical", size=3),
         Variable("site", "categorical", size=3),
         Variable("scanner", "categorical", size=4),
     ]
-    parents = {"site": ("patient_seed", "group"), "scanner": ("noise_seed", "site")}
+    parents: dict[str, tuple[str, ...]] = {
+        "site": ("patient_seed", "group"),
+        "scanner": ("noise_seed", "site"),
+    }
     for name, law in FINDING_LAWS.items():
         variables.append(Variable(f"severity.{name}", "continuous", mean=0.1, sd=0.25))
         parents[f"severity.{name}"] = ("noise_seed", "age", "group")

@@ -75,7 +75,10 @@ def draw_rows(config: PhantomConfig, start: int, stop: int) -> list[Study]:
                     name: _png(Image.fromarray(mask * 255).convert("1")) for name, mask in drawn.masks.items()
                 },
                 report=write_report(values),
-                **named,
+                sex=named["sex"],
+                group=named["group"],
+                site=named["site"],
+                scanner=named["scanner"],
             )
         )
     return studies
@@ -117,7 +120,7 @@ def make_batch(count: int, image_size: int, seed: int, start: int = 0) -> Batch:
 
 
 def parents_of(batch: Batch, vocabulary: Mapping[str, tuple[str, ...]] = VOCABULARY) -> dict[str, Tensor]:
-    """Every variable of the causal model but the image, ``[B]`` float64 each, from a batch of phantom studies.
+    """Every variable of the causal model but the image, ``[B]`` float64 each, from a phantom batch.
 
     Args:
         batch: From `make_batch` or from an ingested phantom dataset.
