@@ -148,7 +148,7 @@ def _from_xml(data: bytes) -> _Examination:
     return _Examination(
         identifier=identifier.get("id", ""),
         sections={name: sections.get(name, "") for name in _SECTIONS},
-        headings=tuple((major.text or "").strip() for major in tree.iterfind("MeSH/major")),
+        headings=tuple(" ".join((major.text or "").split()) for major in tree.iterfind("MeSH/major")),
         images={image.get("id", ""): None for image in tree.iter("parentImage")},
     )
 
@@ -166,7 +166,7 @@ def _from_tables(root: Location, files: Mapping[str, int]) -> Iterator[_Examinat
         yield _Examination(
             identifier=f"CXR{row['uid']}",
             sections={name: row[name.lower()].strip() for name in _SECTIONS},
-            headings=tuple(part.strip() for part in row["MeSH"].split(";") if part.strip()),
+            headings=tuple(" ".join(part.split()) for part in row["MeSH"].split(";") if part.strip()),
             images=images[row["uid"]],
         )
 

@@ -26,7 +26,7 @@ class Phantom(Source):
     seed: int = Field(default=0, ge=0, lt=1 << 32)
     """Seed of the dataset: another seed, other patients."""
 
-    vocabulary: ClassVar[Mapping[str, tuple[str, ...]]] = {**VOCABULARY, "view": ("PA",)}
+    vocabulary: ClassVar[Mapping[str, tuple[str, ...]]] = VOCABULARY
 
     def listing(self, root: Location) -> Listing:
         """Numbers the studies; whose they are is drawn by the workers; see `Source.listing`."""
