@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -61,8 +62,8 @@ def _read(path: Path) -> dict[str, Any]:
         siblings = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise ConfigError(f"There is no config file {path}. In that folder: {', '.join(siblings) or 'none'}.")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        values = _parse(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if values is None:
         return {}
@@ -73,52 +74,88 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _assign(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
-    if not separator or not key:
+    if not separator or not all(key.split(".")):
         raise ConfigError(f"--set {override!r} is not of the form a.b=c.")
     *parents, last = key.split(".")
     node = values
     for parent in parents:
-        node = node.setdefault(parent, {})
+        if node.get(parent) is None:  # absent, or a heading with nothing below it
+            node[parent] = {}
+        node = node[parent]
         if not isinstance(node, dict):
             raise ConfigError(f"--set {key}: {parent!r} is a value, not a group of settings.")
     try:
-        node[last] = yaml.safe_load(text)
+        node[last] = _parse(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {key}: {text!r} is not valid YAML: {error}") from None
 
 
 def _explain(schema: type[BaseModel], detail: Any) -> str:
-    location = [str(part) for part in detail["loc"]]
-    key = ".".join(location)
+    *parents, last = [str(part) for part in detail["loc"]] or ["file"]
     if detail["type"] != "extra_forbidden":
-        return f"Setting {key or 'file'}: {detail['msg']} (got {detail.get('input')!r})."
-    known = sorted(_known_names(schema, location[:-1]))
-    nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        key = ".".join(_follow(schema, [*parents, last])[0])
+        return f"Setting {key}: {detail['msg']} (got {detail.get('input')!r})."
+    keys, models = _follow(schema, parents)
+    known = sorted({name for model in models for name in model.model_fields})
+    nearest = difflib.get_close_matches(last, known, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    return f"Unknown setting {key!r}.{hint} Known here: {', '.join(known) or 'nothing'}."
+    return f"Unknown setting {'.'.join([*keys, last])!r}.{hint} Known here: {', '.join(known) or 'nothing'}."
 
 
-def _known_names(schema: type[BaseModel], path: Sequence[str]) -> set[str]:
-    """Names of the fields that may stand at ``path``; union tags in a pydantic location are skipped."""
-    candidates = {schema}
-    for part in path:
-        children = {
-            child
-            for model in candidates
-            if part in model.model_fields
-            for child in _models_in(model.model_fields[part].annotation)
-        }
-        candidates = children or candidates
-    tagged = {model for model in candidates if path and _has_tag(model, path[-1])}
-    return {name for model in tagged or candidates for name in model.model_fields}
+def _follow(schema: type[BaseModel], location: Sequence[str]) -> tuple[list[str], set[type[BaseModel]]]:
+    """Walks along a pydantic location.
+
+    Returns:
+        The keys as the user wrote them, thus without the tags of unions that pydantic puts in between, and
+        the models whose fields may stand below the last.
+    """
+    keys: list[str] = []
+    models = {schema}
+    for part in location:
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        tagged = {model for model in models if _has_tag(model, part)}
+        if fields:
+            models = {child for field in fields for child in _models_in(field.annotation)}
+        elif tagged:
+            models = tagged
+            continue
+        keys.append(part)
+    return keys, models
 
 
 def _has_tag(model: type[BaseModel], tag: str) -> bool:
-    return any(field.default == tag for field in model.model_fields.values())
+    """Whether a field of the model has ``tag`` as one of its literal values."""
+    annotations = (field.annotation for field in model.model_fields.values())
+    return any(
+        get_origin(annotation) is Literal and tag in get_args(annotation) for annotation in annotations
+    )
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    for argument in getattr(annotation, "__args__", ()):
+    for argument in get_args(annotation):
         yield from _models_in(argument)
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only, numbers as YAML 1.2 has them, and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{name!r} is given twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1, which PyYAML reads, takes 3e-4 for text.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+"), list("-+.0123456789")
+)
+
+
+def _parse(text: str) -> Any:
+    return yaml.load(text, _Loader)
