@@ -14,7 +14,7 @@ from counterray.data.phantom.raster import (
     Field,
     Grid,
     Mask,
-    level_for_area,
+    cut_region,
     make_grid,
     smooth,
 )
@@ -135,12 +135,12 @@ def _lung(grid: Grid, study: Scalars, side: int, middle: float) -> Lung:
     inside = np.minimum(wall, (u - medial_column) / _steepness(medial, grid))
     inside = np.minimum(inside, bottom - grid.y).astype(np.float32)
     half = int(np.count_nonzero(y < SPLIT))
-    level = np.empty((grid.size, 1), dtype=np.float32)
-    level[:half] = -level_for_area(-inside[:half], round(upper_area))
-    level[half:] = -level_for_area(-inside[half:], round(lower_area))
-    softness = max(1.5 * grid.pixel, 0.012)
-    coverage = smooth(0.5 + (inside - level) * (1.0 / softness))
-    return Lung(side, u, medial_column, lateral_column, top, dome, bottom, coverage, inside > level, wall)
+    coverage, mask = cut_region(
+        inside,
+        [(slice(0, half), upper_area), (slice(half, grid.size), lower_area)],
+        softness=max(1.5 * grid.pixel, 0.012),
+    )
+    return Lung(side, u, medial_column, lateral_column, top, dome, bottom, coverage, mask, wall)
 
 
 def _template(
@@ -203,7 +203,6 @@ def _heart(grid: Grid, study: Scalars, middle: float) -> tuple[Field, Mask]:
     atrium = np.sqrt(ax * ax * 1.9 + ay * ay * 0.95) + 0.012
     bx, by = x - 0.015, y - (centre_y - 0.09)
     root = np.sqrt(bx * bx * 2.6 + by * by * 0.9) + 0.035
-    potential = np.minimum(np.minimum(ventricle, atrium), root).astype(np.float32)
-    level = level_for_area(potential, round(study["area.heart"]))
-    softness = max(1.5 * grid.pixel, 0.014)
-    return smooth(0.5 + (level - potential) * (1.0 / softness)), potential < level
+    inside = -np.minimum(np.minimum(ventricle, atrium), root)
+    area = [(slice(0, grid.size), study["area.heart"])]
+    return cut_region(inside, area, softness=max(1.5 * grid.pixel, 0.014))
