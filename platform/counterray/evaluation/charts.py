@@ -45,6 +45,11 @@ class Dots:
     values: Sequence[tuple[float, float, float]]
 
 
+# A "$" in a name is a dollar sign, not the start of a formula; matplotlib reads this when it makes a text.
+_plain_text = matplotlib.rc_context({"text.parse_math": False})
+
+
+@_plain_text
 def line_chart(title: str, lines: Sequence[Line], *, x_label: str, y_label: str = "") -> Markup:
     """Curves over a common x axis, with the last value of each in the legend."""
     figure, axes = _figure(height=2.7)
@@ -72,6 +77,7 @@ def line_chart(title: str, lines: Sequence[Line], *, x_label: str, y_label: str 
     return _inline_svg(figure, f"{title} by {x_label}. {'; '.join(spoken)}.")
 
 
+@_plain_text
 def dot_chart(
     title: str, rows: Sequence[str], series: Sequence[Dots], *, x_label: str, marks: Sequence[float] = ()
 ) -> Markup:
@@ -140,8 +146,8 @@ def _short(value: float) -> str:
 def _inline_svg(figure: Figure, spoken: str) -> Markup:
     """The figure's SVG without anything that an HTML page must not repeat or fetch."""
     stream = io.StringIO()
-    # Text stays text (it can be read aloud and searched) and "$" stays a dollar sign.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": spoken, "text.parse_math": False}):
+    # Text stays text, which can be searched; the salt keeps names unique across a page's charts.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": spoken}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     root = ElementTree.fromstring(stream.getvalue())
     for parent in list(root.iter()):

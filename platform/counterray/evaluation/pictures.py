@@ -75,7 +75,8 @@ def effect_gradient(stops: int = 9) -> str:
 
 
 def _plane(image: Tensor) -> NDArray[np.float64]:
-    values = np.asarray(image.detach().cpu().squeeze(0).double().numpy())
+    plane = image[0] if image.ndim == 3 and len(image) == 1 else image
+    values = np.asarray(plane.detach().cpu().double().numpy())
     if values.ndim != 2:
         raise ValueError(
             f"A picture is made of one grey image [1, H, W]; this has shape {tuple(image.shape)}."

@@ -47,15 +47,15 @@ _ACRONYMS = {"auroc": "AUROC", "ssim": "SSIM", "psnr": "PSNR", "kl": "KL", "top1
 
 
 MEANINGS = {
-    "Effectiveness AUROC": "How well the judge's scores of the counterfactuals separate those that were asked "
-    "to show a finding from those that were asked not to; 1 is best, 0.5 is chance. Beside it: what the "
+    "Effectiveness AUROC": "How well the judge's scores separate counterfactuals that were asked to show a "
+    "finding from those that were asked not to; 1 is best, 0.5 is chance. Beside it: what the "
     "judge reaches on real images (the most that can be asked) and what doing nothing would have scored.",
     "Off-target change": "Mean change of the judge's probability of findings that the edit was to leave as "
     "they were; 0 is best.",
     "Identity top-1, rank": "Whether, and at which place, the identity judge finds the own patient when it "
     "ranks all test images by likeness to the counterfactual; place 1 is best.",
-    "Area deviation": "Relative difference of an organ's area from its area in the exact counterfactual, both "
-    "measured by the same judge; 0 is best.",
+    "Area deviation": "Relative difference of an organ's area from its area in the exact counterfactual, "
+    "both measured by the same judge; 0 is best.",
     "Ground truth error": "Mean absolute grey value difference from the exact counterfactual, as a share of "
     "the range from black to white; 0 is best. “Where changed” counts only pixels that the exact edit "
     "changes visibly.",
