@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from counterray.config import validate
+from counterray.data.dataset import Dataset, open_dataset
+from counterray.data.ingest import IngestConfig, ingest
 from tests.s3_server import S3Server, serve
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,3 +75,15 @@ def make_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Callabl
         return f"s3://{name}"
 
     return make
+
+
+@pytest.fixture(scope="session")
+def phantom_dataset(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """600 small phantom studies, ingested once for the session."""
+    out = tmp_path_factory.mktemp("phantom") / "dataset"
+    config = validate(
+        IngestConfig,
+        {"source": {"name": "phantom", "studies": 600}, "image_size": 32, "shard_rows": 300},
+    )
+    ingest(config, None, str(out))
+    return open_dataset(str(out))

@@ -123,14 +123,14 @@ def decode(
 
 
 def collate(columns: Mapping[str, NDArray[Any]], info: DatasetInfo) -> Batch:
-    """Turns n decoded rows into a `Batch` of n."""
-    attributes = torch.from_numpy(np.ascontiguousarray(columns["attributes"]))
-    measurements = torch.from_numpy(np.ascontiguousarray(columns["measurements"]))
+    """Turns n decoded rows into a `Batch` of n, with copies: Ray's blocks are read-only."""
+    attributes = torch.from_numpy(np.array(columns["attributes"]))
+    measurements = torch.from_numpy(np.array(columns["measurements"]))
     return Batch(
         image=torch.from_numpy(np.array(columns["image"])).unsqueeze(1).float() / 127.5 - 1.0,
         attributes={name: attributes[:, column] for column, name in enumerate(ATTRIBUTES)},
-        findings=torch.from_numpy(np.ascontiguousarray(columns["findings"])),
-        finding_mask=torch.from_numpy(np.ascontiguousarray(columns["finding_mask"])),
+        findings=torch.from_numpy(np.array(columns["findings"])),
+        finding_mask=torch.from_numpy(np.array(columns["finding_mask"])),
         finding_names=info.finding_names,
         measurements={name: measurements[:, column] for column, name in enumerate(info.measurement_names)},
         masks={
