@@ -9,10 +9,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import pydicom
 from PIL import Image
-from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
-from pydicom.pixels.utils import pixel_array
 
 Reason = Literal[
     "unreadable",
@@ -33,17 +30,8 @@ Fit = Literal["letterbox", "crop"]
 SMALLEST_EDGE = 32
 """Edge below which an image holds no chest [px]."""
 
-MOST_PIXELS = 100_000_000
+MOST_PIXELS = 80_000_000
 """Size above which a file is taken for a decompression bomb [px]; the largest detectors have 20 million."""
-
-CHEST_MODALITIES = {"CR", "DX", "DR", "RG"}
-"""Projection radiography (DICOM PS3.3, C.7.3.1.1.1)."""
-
-GENERIC_MODALITIES = {"", "OT", "SC"}
-"""Modalities that say nothing; the body part must then be stated."""
-
-CHEST_BODY_PARTS = ("CHEST", "THORAX", "LUNG")
-"""Words in ``BodyPartExamined`` that mean a chest image."""
 
 
 class Rejected(Exception):
@@ -123,8 +111,8 @@ def geometry(height: int, width: int, size: int, fit: Fit) -> Geometry:
 def decode(data: bytes) -> npt.NDArray[np.float32]:
     """Decodes PNG, JPEG, TIFF or anything else that Pillow reads, to grey values.
 
-    8 and 16 bits are scaled by their full range, colour becomes luma (ITU-R 601), floating point is kept
-    where it lies in [0, 1] and else scaled from its own minimum and maximum.
+    8 and 16 bits are scaled by their full range, colour becomes luma (ITU-R 601); wider integers and floating
+    point are kept where they lie in [0, 1] and else scaled from their own minimum and maximum.
 
     Returns:
         ``[H, W]`` in [0, 1].
@@ -133,25 +121,13 @@ def decode(data: bytes) -> npt.NDArray[np.float32]:
         Rejected: If the file is no image, truncated, too large, not finite, constant or too small.
     """
     image = _opened(data)
-    _check_size(image.height, image.width)
-    if image.mode.startswith("I"):
-        return _validated(np.asarray(image).astype(np.float32) / np.float32(65535))
-    if image.mode == "F":
-        return _validated(_unit_range(np.asarray(image)))
+    check_size(image.height, image.width)
+    if image.mode.startswith("I;16"):
+        return validated(np.asarray(image).astype(np.float32) / np.float32(65535))
+    if image.mode in ("I", "F"):
+        return validated(_unit_range(np.asarray(image)))
     grey = image if image.mode == "L" else image.convert("L")
-    return _validated(np.asarray(grey).astype(np.float32) / np.float32(255))
-
-
-def decode_any(data: bytes) -> npt.NDArray[np.float32]:
-    """Decodes a DICOM file, or any other as `decode` does.
-
-    Returns:
-        ``[H, W]`` in [0, 1].
-
-    Raises:
-        Rejected: As `decode`, `read_dicom` and `decode_dicom`.
-    """
-    return decode_dicom(read_dicom(data)) if data[128:132] == b"DICM" else decode(data)
+    return validated(np.asarray(grey).astype(np.float32) / np.float32(255))
 
 
 def decode_mask(data: bytes) -> npt.NDArray[np.bool_]:
@@ -164,60 +140,9 @@ def decode_mask(data: bytes) -> npt.NDArray[np.bool_]:
         Rejected: If the file is no image or too large.
     """
     image = _opened(data)
-    return np.asarray(image if image.mode == "1" else image.convert("L")).astype(np.uint8) > (
-        0 if image.mode == "1" else 127
-    )
-
-
-def read_dicom(data: bytes) -> pydicom.Dataset:
-    """Reads a DICOM file and checks that it is a radiograph of a chest.
-
-    Raises:
-        Rejected: If it is no DICOM file, holds no pixels, or shows something else.
-    """
-    try:
-        dataset = pydicom.dcmread(io.BytesIO(data))
-    except Exception as error:  # pydicom raises errors of many kinds on broken files.
-        raise Rejected("unreadable", f"{len(data)} bytes, {type(error).__name__}") from error
-    if "PixelData" not in dataset:
-        raise Rejected("unreadable", "the file holds no pixels")
-    modality = str(dataset.get("Modality") or "").strip().upper()
-    body_part = str(dataset.get("BodyPartExamined") or "").strip().upper()
-    is_chest = any(word in body_part for word in CHEST_BODY_PARTS)
-    if body_part and not is_chest:
-        raise Rejected("not_chest", f"BodyPartExamined is {body_part}")
-    if modality not in CHEST_MODALITIES and not (modality in GENERIC_MODALITIES and is_chest):
-        raise Rejected("not_chest", f"Modality is {modality or 'empty'}, body part {body_part or 'empty'}")
-    return dataset
-
-
-def decode_dicom(dataset: pydicom.Dataset) -> npt.NDArray[np.float32]:
-    """Grey values of a DICOM file as a viewer shows them: rescaled, windowed, dark air.
-
-    The modality LUT (rescale slope and intercept) comes first, then the file's first window or VOI LUT
-    (DICOM PS3.3, C.11.1 and C.11.2); without a window the range of the stored bits is shown. MONOCHROME1
-    (0 is white) is inverted.
-
-    Returns:
-        ``[H, W]`` in [0, 1].
-
-    Raises:
-        Rejected: If the pixels cannot be decoded, or are too large, not finite, constant or too small.
-    """
-    _check_size(int(dataset.Rows), int(dataset.Columns))
-    photometric = str(dataset.get("PhotometricInterpretation", "")).strip().upper()
-    try:
-        stored = pixel_array(dataset)
-        if stored.ndim == 3 and photometric not in ("MONOCHROME1", "MONOCHROME2"):
-            return decode(_png_of_colour(stored))
-        if stored.ndim != 2:
-            raise Rejected("unreadable", f"{stored.ndim}-dimensional pixels")
-        values = _displayed(dataset, stored)
-    except Rejected:
-        raise
-    except Exception as error:  # Codecs and LUTs raise errors of many kinds on broken files.
-        raise Rejected("unreadable", f"pixels: {type(error).__name__}") from error
-    return _validated(1 - values if photometric == "MONOCHROME1" else values)
+    if image.mode == "1":
+        return np.asarray(image)
+    return np.asarray(image.convert("L")) > 127
 
 
 def resize(values: npt.NDArray[np.float32], place: Geometry) -> npt.NDArray[np.uint8]:
@@ -271,6 +196,8 @@ def decode_grey(png: bytes) -> npt.NDArray[np.uint8]:
 def _opened(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
+            # Odd metadata is no fault of the pixels; a bomb is.
+            warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data))
             if image.height * image.width > MOST_PIXELS:
@@ -287,14 +214,16 @@ def _opened(data: bytes) -> Image.Image:
     return image
 
 
-def _check_size(height: int, width: int) -> None:
+def check_size(height: int, width: int) -> None:
+    """Rejects an image that is too large or too small, before its pixels are decoded [px]."""
     if height * width > MOST_PIXELS:
         raise Rejected("too_large", f"{height} x {width} pixels; the limit is {MOST_PIXELS}")
     if min(height, width) < SMALLEST_EDGE:
         raise Rejected("too_small", f"{height} x {width} pixels; the shorter edge needs {SMALLEST_EDGE}")
 
 
-def _validated(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def validated(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Rejects grey values ``[H, W]`` that are not finite or show nothing; gives back the others."""
     if not np.isfinite(values).all():
         raise Rejected("not_finite", "a pixel is NaN or infinite")
     lowest, highest = float(values.min()), float(values.max())
@@ -308,31 +237,6 @@ def _unit_range(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
     if (lowest >= 0 and highest <= 1) or not np.isfinite([lowest, highest]).all():
         return values.astype(np.float32)
     return ((values - lowest) / max(highest - lowest, 1e-12)).astype(np.float32)
-
-
-def _displayed(dataset: pydicom.Dataset, stored: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
-    bits = int(dataset.BitsStored)
-    signed = int(dataset.get("PixelRepresentation", 0)) == 1
-    bounds = np.array([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] if signed else [0, 2**bits - 1])
-    lowest, highest = sorted(apply_modality_lut(bounds, dataset).tolist())
-    if dataset.get("ModalityLUTSequence"):
-        lowest, highest = 0, 2 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
-    values = apply_modality_lut(stored, dataset)
-    if dataset.get("VOILUTSequence") or dataset.get("WindowWidth") is not None:
-        values = apply_voi_lut(values, dataset)
-        if dataset.get("VOILUTSequence"):
-            lowest, highest = 0, 2 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1
-        elif float(dataset.get("RescaleSlope") or 1) < 0:
-            # pydicom maps the window's lower end to the rescaled lowest stored value, here the highest.
-            values = lowest + highest - values
-    scaled = (values.astype(np.float64) - lowest) / max(highest - lowest, 1e-12)
-    return np.asarray(scaled.clip(0, 1), dtype=np.float32)
-
-
-def _png_of_colour(stored: npt.NDArray[np.generic]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(stored.astype(np.uint8)).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def _placed(values: npt.NDArray[np.uint8], place: Geometry) -> npt.NDArray[np.uint8]:

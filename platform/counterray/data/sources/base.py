@@ -19,6 +19,7 @@ from pyarrow.fs import FileSelector, FileType
 
 from counterray.config import Config, ConfigError
 from counterray.data import pixels
+from counterray.data.dicom import decode_any
 from counterray.data.labels import FINDINGS
 from counterray.data.pixels import Fit, Rejected, Rejection, geometry
 from counterray.data.study import ARROW_SCHEMA, Study
@@ -124,7 +125,7 @@ class Source(Config, ABC):
         Raises:
             Rejected: If the image is to be set aside.
         """
-        values = pixels.decode_any(read_file(root, record["path"]))
+        values = decode_any(read_file(root, record["path"]))
         return assemble(self.name, root, record, values, size=size, fit=fit)
 
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import pydicom
 from pydantic import SecretStr
 
-from counterray.data import pixels
+from counterray.data.dicom import decode_dicom, read_dicom
 from counterray.data.pixels import Fit
 from counterray.data.sources.base import (
     UNASSIGNED,
@@ -82,8 +82,8 @@ class DicomFolder(Source):
 
     def study(self, root: Location, record: Mapping[str, Any], *, size: int, fit: Fit) -> Study:
         """Reads one file's pixels and header; see `Source.study`."""
-        dataset = pixels.read_dicom(read_file(root, record["path"]))
-        values = pixels.decode_dicom(dataset)
+        dataset = read_dicom(read_file(root, record["path"]))
+        values = decode_dicom(dataset)
         return assemble(
             self.name, root, {**record, **self._said(record, dataset)}, values, size=size, fit=fit
         )
