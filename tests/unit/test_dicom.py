@@ -87,12 +87,12 @@ def test_the_first_of_several_windows_counts():
 
 def test_a_voi_table_is_applied():
     item = pydicom.Dataset()
-    item.LUTDescriptor = [4096, 0, 8]
-    item.LUTData = (255 - np.arange(4096) // 16).astype(np.uint8).tobytes()
+    item.LUTDescriptor = [4096, 0, 10]
+    item.LUTData = (1023 - np.arange(4096) // 4).astype(np.uint16).tobytes()
     values = decode_any(dicom(RAMP, VOILUTSequence=[item])).ravel()
     assert values[0] == 1
     assert values[4095] == 0
-    assert values[2048] == pytest.approx(127 / 255)
+    assert values[2048] == pytest.approx(511 / 1023)
 
 
 @pytest.mark.parametrize(
