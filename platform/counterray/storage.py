@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pyarrow.fs
-from boto3.exceptions import Boto3Error
+from boto3.exceptions import Boto3Error, S3UploadFailedError
 from botocore.exceptions import BotoCoreError, ClientError
 from pyarrow import ArrowException
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
@@ -171,7 +171,9 @@ class Location:
         except StorageError:
             raise
         except (OSError, ArrowException, BotoCoreError, Boto3Error, ClientError) as error:
-            cause: Exception = error
+            cause: BaseException = error
+            if isinstance(error, S3UploadFailedError):
+                cause = error.__context__ or error
             if isinstance(error, FileNotFoundError):
                 try:
                     self._check_bucket()
@@ -275,7 +277,12 @@ def publish(location: Location, *, last: str = "manifest.json") -> Iterator[Path
         with location._translated("write"):
             if target.exists():
                 target.rename(aside)
-            staging.rename(target)
+            try:
+                staging.rename(target)
+            except OSError:
+                if aside.exists():
+                    aside.rename(target)
+                raise
     finally:
         for leftover in (staging, aside):
             shutil.rmtree(leftover, ignore_errors=True)

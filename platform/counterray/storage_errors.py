@@ -47,7 +47,7 @@ class MissingError(StorageError, FileNotFoundError):
     """There is no such file or folder, while storage itself answers."""
 
 
-def translate(doing: str, uri: str, error: Exception, *, endpoint: str | None = None) -> StorageError:
+def translate(doing: str, uri: str, error: BaseException, *, endpoint: str | None = None) -> StorageError:
     """Puts what the libraries raise into words, without keys or secrets.
 
     Args:
@@ -100,7 +100,7 @@ def translate(doing: str, uri: str, error: Exception, *, endpoint: str | None = 
     return StorageError(f"{start}{error}")
 
 
-def _s3_code(error: Exception) -> str:
+def _s3_code(error: BaseException) -> str:
     """The error code as S3 spells it; pyarrow's are in capitals, in the text."""
     if isinstance(error, NoCredentialsError):
         return "NoCredentials"
@@ -119,7 +119,7 @@ def _s3_code(error: Exception) -> str:
     return _SAME_CODE.get(code, code)
 
 
-def _network_cause(error: Exception) -> str:
+def _network_cause(error: BaseException) -> str:
     """Whether it is the name, the connection or the certificate; without the URL, which is named already."""
     match = _CURL_CAUSE.search(str(error))
     return match[1] if match else type(error).__name__

@@ -321,6 +321,23 @@ def test_in_a_bucket_the_last_file_goes_first_and_comes_last(make_bucket, tmp_pa
     assert content(folder) == NEW
 
 
+def test_what_was_there_returns_when_the_new_cannot_take_its_place(tmp_path, monkeypatch):
+    place = resolve(tmp_path / "folder")
+    upload(fill(tmp_path / "old", OLD), place)
+    rename = Path.rename
+
+    def refuse_new(source: Path, target: Path) -> Path:
+        if (source / "sub").exists():  # only NEW has it
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", refuse_new)
+    with pytest.raises(StorageError, match="the disk is full"):
+        upload(fill(tmp_path / "new", NEW), place)
+    assert content(place) == OLD
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "new", "old"]
+
+
 def test_a_folder_of_other_files_is_not_replaced(tmp_path):
     fill(tmp_path / "mine", {"thesis.txt": b"years"})
     with pytest.raises(StorageError, match="holds other files"), publish(resolve(tmp_path / "mine")):

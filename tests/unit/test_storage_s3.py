@@ -10,7 +10,7 @@ import boto3
 import pytest
 from pyarrow.fs import FileSelector
 
-from counterray.storage import MissingError, StorageError, resolve
+from counterray.storage import MissingError, StorageError, resolve, upload
 from counterray.storage_s3 import ATTEMPTS, connect
 from tests.s3_server import ADMIN, READER
 
@@ -86,6 +86,13 @@ def test_a_key_that_may_only_read(bucket, monkeypatch):
     with pytest.raises(StorageError, match=r"Could not delete .* access denied"):
         (folder / "file").delete()
     assert (folder / "file").read_bytes() == b"content"
+
+
+def test_publishing_with_a_key_that_may_only_read(bucket, monkeypatch, tmp_path):
+    set_key(monkeypatch, *READER)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(StorageError, match=r"Could not write \S+/new/manifest\.json: access denied"):
+        upload(tmp_path, resolve(f"{bucket}/new"))
 
 
 @pytest.mark.parametrize("method", ["read_bytes", "files", "write_bytes"])
