@@ -32,6 +32,11 @@ def hash64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return np.asarray(mixed ^ (mixed >> np.uint64(31)), dtype=np.uint64)
 
 
+@lru_cache(maxsize=64)
+def _counters(count: int) -> NDArray[np.uint64]:
+    return np.arange(count, dtype=np.uint64)[None, :] * _GOLDEN
+
+
 @lru_cache(maxsize=256)
 def _salt(stream: str) -> np.uint64:
     return np.uint64(zlib.crc32(stream.encode())) << np.uint64(32)
@@ -48,14 +53,13 @@ def hashes(seeds: NDArray[Any], stream: str, count: int) -> NDArray[np.uint64]:
     Returns:
         ``[B, count]``.
     """
-    keys = hash64(np.atleast_1d(seeds).astype(np.uint64) ^ _salt(stream))
-    counters = np.arange(count, dtype=np.uint64) * _GOLDEN
-    return hash64(keys[:, None] + counters[None, :])
+    keys = hash64(seeds.astype(np.uint64) ^ _salt(stream))
+    return hash64(keys[:, None] + _counters(count))
 
 
 def uniforms(seeds: NDArray[Any], stream: str, count: int) -> NDArray[np.float64]:
     """Uniform numbers in [0, 1), multiples of 2**-24, ``[B, count]``; arguments as in `hashes`."""
-    return (hashes(seeds, stream, count) >> np.uint64(40)).astype(np.float64) / SEED_LIMIT
+    return (hashes(seeds, stream, count) >> np.uint64(40)).astype(np.float64) * (1.0 / SEED_LIMIT)
 
 
 def draws(seed: int, stream: str, count: int) -> list[float]:

@@ -54,7 +54,9 @@ def render_study(study: Scalars, image_size: int) -> Rendering:
         lesion=np.zeros((image_size, image_size), dtype=np.bool_),
     )
     draw_lesions(film, anatomy, study)
-    grey = acquire(film.tissue + film.vessels + draw_bones(anatomy, study), anatomy.grid, study)
+    # Where a film is bright already, bone adds less to it.
+    bones = draw_bones(anatomy, study) * (1.3 - 1.2 * film.tissue)
+    grey = acquire(film.tissue + film.vessels + bones, anatomy.grid, study)
     left, right = anatomy.lungs
     masks = {
         "heart": anatomy.heart_mask,
@@ -71,7 +73,7 @@ def render_study(study: Scalars, image_size: int) -> Rendering:
 
 def to_model_range(grey: NDArray[np.uint8]) -> Tensor:
     """Grey levels ``[B, S, S]`` as an image tensor ``[B, 1, S, S]`` in [-1, 1]."""
-    return torch.from_numpy(grey).unsqueeze(1).float() / 127.5 - 1.0
+    return torch.from_numpy(np.array(grey)).unsqueeze(1).float() / 127.5 - 1.0
 
 
 class Renderer:

@@ -8,7 +8,7 @@ from counterray.data.phantom.anatomy import Anatomy, Lung, Scalars
 from counterray.data.phantom.randomness import draws
 from counterray.data.phantom.raster import Field, Grid, blob, lattice_noise, smooth, stroke
 
-_BRANCHES = 8
+_BRANCHES = 6
 """Lung vessels that leave each hilum; each forks once."""
 
 
