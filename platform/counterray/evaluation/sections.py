@@ -27,12 +27,15 @@ from counterray.evaluation.report import (
     Legend,
     Missing,
     Panel,
+    Report,
     Section,
     Table,
     Text,
     format_number,
 )
-from counterray.evaluation.wording import BETTER, LIMITS, MEANINGS, QUESTIONS, words
+from counterray.evaluation.wording import BETTER, LIMITS, MEANINGS, QUESTIONS, SYNTHETIC_NOTICE, words
+
+_NOT_CURVES = ("step", "epoch", "split", "time")
 
 
 def interval(metric: Metric, *, percent: bool = False) -> str:
@@ -118,30 +121,28 @@ def curves_section(records: Sequence[Mapping[str, Any]], *, title: str = "Traini
     """A chart for each metric of a training log, train and validation together.
 
     Args:
-        records: Lines of the log: ``step``, ``epoch``, ``split`` and any number of named values. Values
-            that are not finite numbers are left out.
+        records: Lines of the log: ``step``, ``split`` and any number of named values; those of one family,
+            such as ``auroc.edema`` and ``auroc.fracture``, share a chart. Values that are not finite
+            numbers are left out.
         title: Heading.
     """
-    series: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    charts: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for record in records:
         for name, value in record.items():
-            if name in ("step", "epoch", "split") or isinstance(value, bool):
+            if name in _NOT_CURVES or isinstance(value, bool) or not isinstance(value, int | float):
                 continue
-            if isinstance(value, int | float) and math.isfinite(value):
-                split = str(record.get("split", "train"))
-                series.setdefault(name, {}).setdefault(split, []).append(
-                    (float(record["step"]), float(value))
-                )
+            if math.isfinite(value):
+                chart, _, part = name.partition(".")
+                line = " ".join([part.replace("_", " "), str(record.get("split", "train"))]).strip()
+                point = (float(record["step"]), float(value))
+                charts.setdefault(chart, {}).setdefault(line, []).append(point)
     panels = [
         Panel(
-            words(name.replace("/", " ").replace(".", " ")),
-            [
-                Line(split, *map(list, zip(*sorted(points), strict=True)))
-                for split, points in by_split.items()
-            ],
+            words(chart.replace("/", " ")),
+            [Line(line, *map(list, zip(*sorted(points), strict=True))) for line, points in lines.items()],
             x_label="optimizer step",
         )
-        for name, by_split in series.items()
+        for chart, lines in charts.items()
     ]
     return Section(title, [Curves(panels)])
 
@@ -280,6 +281,50 @@ def provenance_section(
         ],
         "What it takes to repeat these numbers.",
     )
+
+
+def generator_report(
+    evaluation: Evaluation,
+    *,
+    title: str,
+    subtitle: str,
+    manifest: DatasetManifest,
+    facts: Mapping[str, Cell],
+    bundles: Mapping[str, str],
+    config: Mapping[str, Any],
+    judges: Mapping[str, Sequence[Metric]] | None = None,
+    records: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    limits: Sequence[str] = (),
+) -> Report:
+    """The whole report of a generator.
+
+    Args:
+        evaluation: From `evaluate_counterfactuals`.
+        title: Heading.
+        subtitle: What it is, in a sentence.
+        manifest: Of the dataset whose images were edited.
+        facts: Code version, data fingerprint, seeds and the like.
+        bundles: Role to checksum, of the generator and the judges.
+        config: The generator's resolved configuration.
+        judges: Name of each judge to its metrics on data it was not trained on.
+        records: Name of each stage to the lines of its training log.
+        limits: Further paragraphs on what the numbers do not say.
+    """
+    report = Report(title, subtitle, SYNTHETIC_NOTICE, f"Made by counterray {facts.get('Code version', '')}.")
+    made = evaluation.counterfactuals
+    for section in (
+        key_numbers_section(evaluation),
+        counterfactual_section(made),
+        metrics_section(evaluation),
+        reconstruction_section(made),
+        judges_section(judges or {}),
+        *(curves_section(lines, title=f"Training: {stage}") for stage, lines in (records or {}).items()),
+        dataset_section(manifest),
+        provenance_section(facts, bundles=bundles, config=config),
+        limits_section(*limits),
+    ):
+        report.add(section)
+    return report
 
 
 def limits_section(*paragraphs: str) -> Section:

@@ -1,0 +1,95 @@
+"""From what is stored to what is evaluated: editors out of bundles, exact counterfactuals out of data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from counterray.bundle import Bundle
+from counterray.data.dataset import DatasetManifest
+from counterray.data.phantom.render import exact_scm
+from counterray.data.phantom.scm import VOCABULARY, swap_pathology
+from counterray.data.phantom.studies import parents_of
+from counterray.data.study import Batch
+from counterray.evaluation.counterfactuals import Editor, swap_editor
+from counterray.evaluation.generator import Exact
+from counterray.models.gsvae.mechanism import GSVAEMechanism
+from counterray.models.gsvae.stages import GSVAEConfig
+from counterray.models.gsvae.stages import load as load_gsvae
+
+
+def open_editor(bundle: Bundle) -> Editor:
+    """The editor of a generator's bundle: this patient with that patient's pathology.
+
+    Raises:
+        ValueError: If the bundle is no generator that edits a given image.
+    """
+    if bundle.stage != "gsvae":
+        raise ValueError(
+            f"The bundle at {bundle.location.uri} was made by the stage {bundle.stage!r}, which edits no "
+            "images. Generators that do are: gsvae."
+        )
+    metadata = bundle.metadata
+    return swap_editor(
+        GSVAEMechanism(
+            load_gsvae(bundle),
+            GSVAEConfig.model_validate(metadata["config"]),
+            finding_names=metadata["finding_names"],
+        )
+    )
+
+
+def exact_counterfactuals(manifest: DatasetManifest) -> Exact | None:
+    """The exact counterfactuals of a dataset, ``None`` where its causal model is not known.
+
+    They are known of the phantom: severity, side and zone of every finding are set to the donor's, and the
+    phantom's own causal model abducts, propagates and renders.
+    """
+    if manifest.source != "phantom":
+        return None
+    vocabulary = {**VOCABULARY, **manifest.vocabulary}
+
+    def exact(source: Batch, donor: Batch) -> Tensor:
+        model = exact_scm(source.image.shape[-1])
+        observed = {"image": source.image.cpu(), **parents_of(source, vocabulary)}
+        do = swap_pathology(parents_of(donor, vocabulary))
+        return model.counterfactual(observed, do)["image"].to(source.image)
+
+    return exact
+
+
+def gather(batches: Iterable[Batch], *, limit: int | None = None) -> Batch:
+    """One batch of all images of ``batches``, or of the first ``limit``.
+
+    Raises:
+        ValueError: If there is no image.
+    """
+    parts: list[Batch] = []
+    rows = 0
+    for batch in batches:
+        parts.append(batch)
+        rows += len(batch)
+        if limit is not None and rows >= limit:
+            break
+    if not rows:
+        raise ValueError("There is no image to evaluate; choose a split that has some.")
+
+    def join(groups: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: torch.cat([group[name] for group in groups]) for name in groups[0]}
+
+    whole = replace(
+        parts[0],
+        image=torch.cat([part.image for part in parts]),
+        attributes=join([part.attributes for part in parts]),
+        findings=torch.cat([part.findings for part in parts]),
+        finding_mask=torch.cat([part.finding_mask for part in parts]),
+        measurements=join([part.measurements for part in parts]),
+        masks=join([part.masks for part in parts]),
+        reports=tuple(report for part in parts for report in part.reports),
+        image_ids=tuple(name for part in parts for name in part.image_ids),
+        patient_ids=tuple(name for part in parts for name in part.patient_ids),
+    )
+    return whole if limit is None or rows <= limit else whole.select(torch.arange(limit))
