@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from jobs import ingest, train
+from jobs import demo, evaluate, ingest, train
 
 app = typer.Typer(
     name="python -m jobs",
@@ -15,6 +15,8 @@ app = typer.Typer(
 )
 app.command("ingest")(ingest.main)
 app.command("train")(train.main)
+app.command("evaluate")(evaluate.main)
+app.command("demo")(demo.main)
 
 if __name__ == "__main__":
     app()

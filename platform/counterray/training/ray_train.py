@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from counterray.bundle import Bundle, code_version, open_bundle, write_bundle
 from counterray.data.dataset import Dataset, open_dataset
 from counterray.storage import Location, resolve
 from counterray.training import checkpoint
 from counterray.training.config import TrainingConfig
+from counterray.training.progress import progress_board
 from counterray.training.run_folder import RunError, RunLock, begin
 from counterray.training.stage import Stage
 from counterray.training.worker import Job, build, train_on_worker
@@ -39,7 +36,16 @@ class Trained:
     metrics: Mapping[str, float]
 
 
-def train(stage: Stage, config: TrainingConfig, *, method: str, data: str, out: str, resume: bool) -> Trained:
+def train(
+    stage: Stage,
+    config: TrainingConfig,
+    *,
+    method: str,
+    data: str,
+    out: str,
+    resume: bool = False,
+    board: Any = None,
+) -> Trained:
     """Trains ``stage`` and writes ``<out>/bundle``.
 
     Args:
@@ -49,17 +55,13 @@ def train(stage: Stage, config: TrainingConfig, *, method: str, data: str, out: 
         data: URI of an ingested dataset.
         out: URI of the run's folder, of this run alone.
         resume: Whether to continue the run that ``out`` holds; without one, it begins.
+        board: Actor that shows the progress of several trainings; its own by default.
 
     Raises:
         RunError: If the folder cannot be used, or training failed; the message gives the cause.
         StorageError: If the data or the folder cannot be read or written.
     """
     place = resolve(out)
-    finished = place / "bundle" / "manifest.json"
-    if resume and finished.exists():
-        logger.info("%s is already trained; nothing to do", place.uri)
-        bundle = open_bundle((place / "bundle").uri)
-        return Trained(bundle, bundle.manifest["metrics"])
     dataset = open_dataset(data)
     dataset.require_split("train")
     dataset.require_split("validation")
@@ -67,48 +69,51 @@ def train(stage: Stage, config: TrainingConfig, *, method: str, data: str, out: 
     _require_inputs(stage, parents)
     with RunLock(place):
         begin(place, _description(config, dataset, parents), resume=resume)
-        result = _fit(stage, config, dataset, place)
+        if (place / "bundle" / "manifest.json").exists():
+            logger.info("%s is trained already", place.uri)
+            bundle = open_bundle(place / "bundle")
+            return Trained(bundle, bundle.metrics)
+        with nullcontext(board) if board is not None else progress_board() as shown:
+            result = _fit(Job(stage, config, dataset.location.uri, place.uri, shown), place)
         return _export(stage, config, method, dataset, place, parents, result)
 
 
-def _fit(stage: Stage, config: TrainingConfig, dataset: Dataset, place: Location) -> ray.train.Result:
-    resources = config.resources
-    with _progress_board(stage.name, config.steps) as board:
-        job = Job(stage, config, dataset.location.uri, place.uri, board)
-        trainer = TorchTrainer(
-            train_on_worker,
-            train_loop_config={"job": job},
-            torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=resources.workers,
-                use_gpu=resources.gpu,
-                accelerator_type=resources.accelerator_type,
-                resources_per_worker={
-                    "CPU": resources.cpus_per_worker,
-                    **({"GPU": 1} if resources.gpu else {}),
-                },
+def _fit(job: Job, place: Location) -> ray.train.Result:
+    config, resources = job.config, job.config.resources
+    trainer = TorchTrainer(
+        train_on_worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.gpu,
+            accelerator_type=resources.accelerator_type,
+            resources_per_worker={
+                "CPU": resources.cpus_per_worker,
+                **({"GPU": 1} if resources.gpu else {}),
+            },
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray",
+            storage_path=place.path,
+            storage_filesystem=place.filesystem,
+            failure_config=ray.train.FailureConfig(
+                max_failures=resources.max_failures, controller_failure_limit=3
             ),
-            run_config=ray.train.RunConfig(
-                name="ray",
-                storage_path=place.path,
-                storage_filesystem=place.filesystem,
-                failure_config=ray.train.FailureConfig(
-                    max_failures=resources.max_failures, controller_failure_limit=3
-                ),
-                checkpoint_config=ray.train.CheckpointConfig(
-                    num_to_keep=config.checkpoint.keep,
-                    checkpoint_score_attribute="score",
-                    checkpoint_score_order="max",
-                ),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=config.checkpoint.keep,
+                checkpoint_score_attribute="score",
+                checkpoint_score_order="max",
             ),
-        )
-        try:
-            result = trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise RunError(
-                f"Training in {place.uri} failed: {_cause(error)}. The last checkpoint is kept: mend the cause "
-                "and run the same command with --resume."
-            ) from error
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise RunError(
+            f"Training in {place.uri} failed: {_cause(error)}. The last checkpoint is kept: mend the cause "
+            "and run the same command with --resume."
+        ) from error
     failure = (result.return_value or {}).get("failure")
     if failure:
         raise RunError(failure)
@@ -180,42 +185,3 @@ def _cause(error: BaseException) -> str:
         inner = getattr(inner, "cause", None) or inner.__cause__
     lines = [line for line in str(inner).splitlines() if line.strip()]
     return f"{type(inner).__name__}: {lines[-1] if lines else 'no message'}"
-
-
-@ray.remote(num_cpus=0)
-class _ProgressBoard:
-    """Holds what the driver shows: rank 0 writes, the driver reads."""
-
-    def __init__(self) -> None:
-        self.state: tuple[int, int, float] = (0, 0, float("nan"))
-
-    def update(self, step: int, steps: int, loss: float) -> None:
-        self.state = (step, steps, loss)
-
-    def read(self) -> tuple[int, int, float]:
-        return self.state
-
-
-@contextmanager
-def _progress_board(name: str, steps: int) -> Iterator[Any]:
-    """An actor for rank 0 to report to; its state is drawn on standard error."""
-    board = _ProgressBoard.remote()  # type: ignore[attr-defined]
-    done = threading.Event()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, TextColumn("loss {task.fields[loss]:.4f}"), console=Console(stderr=True))
-    task = progress.add_task(name, total=steps, loss=float("nan"))
-
-    def watch() -> None:
-        while not done.wait(1.0):
-            step, _, loss = ray.get(board.read.remote())
-            progress.update(task, completed=step, loss=loss)
-
-    watcher = threading.Thread(target=watch, daemon=True, name="progress")
-    with progress:
-        watcher.start()
-        try:
-            yield board
-        finally:
-            done.set()
-            watcher.join(timeout=5)
-            ray.kill(board)

@@ -51,8 +51,8 @@ class RunLock:
             if not _is_dead(owner):
                 raise RunError(
                     f"Another training is at work in {self.out.uri} (process {owner['process']} on "
-                    f"{owner['host']}, heard of {time.time() - owner['heartbeat']:.0f} s ago). Choose another "
-                    f"--out, or wait; a dead training's lock expires after {STALE_SECONDS:.0f} s."
+                    f"{owner['host']}, heard of {time.time() - owner['heartbeat']:.0f} s ago). Choose "
+                    f"another --out, or wait; a dead training's lock expires after {STALE_SECONDS:.0f} s."
                 )
         self._write()
         if not self.out.is_local:

@@ -102,7 +102,8 @@ class MLflow:
             import mlflow
         except ImportError:
             raise ImportError(
-                "mlflow: true needs the extra [mlflow]: pip install 'counterray[mlflow]', or set mlflow: false."
+                "mlflow: true needs the extra [mlflow]: pip install 'counterray[mlflow]'. "
+                "Or set mlflow: false."
             ) from None
         self.client = mlflow.MlflowClient()
         experiment = mlflow.set_experiment("counterray")

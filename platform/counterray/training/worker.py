@@ -191,7 +191,8 @@ class Rank:
         values["images_per_second"] = round(steps_per_second * images, 2)
         self.tracker.log("train", step, values)
         if self.job.board is not None:
-            self.job.board.update.remote(step, self.config.steps, values["loss"])
+            name = self.job.out.rsplit("/", 1)[-1]
+            self.job.board.update.remote(name, step, self.config.steps, values["loss"])
 
     def _average(self) -> EMA | None:
         """The moving average: on rank 0 only, since every rank sees the same whole weights."""
