@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from counterray.data.phantom.anatomy import Scalars
-from counterray.data.phantom.randomness import draws
+from counterray.data.phantom.randomness import bell, draws
 from counterray.data.phantom.raster import Field, Grid, blur, white_noise
 
 
@@ -40,6 +40,9 @@ SCANNERS = (
 SIGNATURE = 0.010
 """Largest brightness that a group adds to any pixel [of the range 0 to 1]: about 2.5 grey levels."""
 
+TINT_SPREAD = 0.8
+"""Standard deviation of a study's own tint, as a multiple of the group's."""
+
 
 def acquire(brightness: Field, grid: Grid, study: Scalars) -> NDArray[np.uint8]:
     """Grey levels of a film, ``[S, S]``.
@@ -57,13 +60,19 @@ def acquire(brightness: Field, grid: Grid, study: Scalars) -> NDArray[np.uint8]:
     film = np.minimum(np.maximum(film, np.float32(0.0)), np.float32(1.0))
     film = film / (film + scanner.bend * (1.0 - film))
     film = blur(film, (scanner.blur * grid.size) ** 2)
-    film = film + _signature(x, y, int(study["group"]))
+    film = film + _signature(x, y, study)
     film = film + scanner.noise * white_noise(int(study["noise_seed"]), "pixels", grid)
     grey = np.rint(np.minimum(np.maximum(film, np.float32(0.0)), np.float32(1.0)) * np.float32(255.0))
     return np.asarray(grey.astype(np.uint8))
 
 
-def _signature(x: Field, y: Field, group: int) -> Field:
-    """What a group's way of acquisition leaves: nothing, a side-to-side or a top-to-bottom tint."""
-    ramp = (np.float32(0.0) * x, x, y)[group]
-    return np.asarray(2.0 * SIGNATURE * ramp, dtype=np.float32)
+def _signature(x: Field, y: Field, study: Scalars) -> Field:
+    """A tint from side to side and from top to bottom.
+
+    Group b is tinted along x and c along y, each study by an amount of its own besides: the group can be
+    guessed from many pixels, but not read off.
+    """
+    seed, group = np.array([int(study["noise_seed"])]), int(study["group"])
+    across, down = (float(bell(seed, f"tint.{axis}")[0]) for axis in ("x", "y"))
+    tint = (across + (group == 1) / TINT_SPREAD) * x + (down + (group == 2) / TINT_SPREAD) * y
+    return np.asarray(2.0 * SIGNATURE * TINT_SPREAD * tint, dtype=np.float32)

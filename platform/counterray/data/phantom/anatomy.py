@@ -105,10 +105,10 @@ def build_anatomy(size: int, study: Scalars) -> Anatomy:
 
 
 def _body(grid: Grid, study: Scalars, middle: float) -> Field:
-    girth, slope = draws(int(study["patient_seed"]), "body", 2)
-    neck = 0.125 + 0.02 * study["sex"]
+    girth, slope, collar = draws(int(study["patient_seed"]), "body", 3)
+    neck = 0.12 + 0.03 * collar + 0.006 * study["sex"]
     shoulders = smooth((grid.y + 0.05 - 0.03 * slope) * (1.0 / 0.21))
-    trunk = 0.455 + 0.02 * girth + 0.008 * study["sex"]
+    trunk = 0.455 + 0.02 * girth + 0.006 * study["sex"]
     half_width = neck + (0.56 - neck) * shoulders - (0.56 - trunk) * smooth((grid.y - 0.22) * (1.0 / 0.2))
     return smooth(0.5 + (half_width - abs(grid.x - middle)) * (1.0 / 0.03))
 

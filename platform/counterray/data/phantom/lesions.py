@@ -57,7 +57,7 @@ def _effusion(film: Film, anatomy: Anatomy, lung: Lung, study: Scalars, severity
     rise, curve = draws(int(study["noise_seed"]), f"pleural_effusion.{lung.side}", 2)
     y = anatomy.grid.y
     across = np.minimum(np.maximum((lung.lateral - lung.u) * (1.0 / 0.30), 0.0), 1.0)
-    height = 0.055 + 0.27 * severity + 0.03 * rise
+    height = 0.03 + 0.29 * severity + 0.03 * rise
     surface = lung.bottom - height + (0.05 + 0.09 * severity) * (1.4 + 0.6 * curve) * across * (1.55 - across)
     film.cover(0.60, 0.95 * smooth((y - surface) * (1.0 / 0.035)), lung)
 
@@ -106,7 +106,7 @@ def _edema(film: Film, anatomy: Anatomy, lung: Lung, study: Scalars, severity: f
     noise = lattice_noise(int(study["noise_seed"]), f"edema.{lung.side}", anatomy.grid, 26)
     wing = blob(lung.u, anatomy.grid.y, (0.13, 0.52), (0.24, 0.30))
     film.vessels = film.vessels * (1.0 + 0.5 * severity * wing * lung.coverage)
-    alpha = np.minimum(1.25 * wing, 1.0) * (0.18 + 0.42 * severity) * (0.55 + 0.8 * noise)
+    alpha = np.minimum(1.25 * wing, 1.0) * (0.10 + 0.48 * severity) * (0.55 + 0.8 * noise)
     film.cover(0.56, np.minimum(alpha, np.float32(1.0)), lung)
 
 

@@ -48,7 +48,7 @@ def _breasts(x: Field, y: Field, seed: int) -> Field:
     distance = np.sqrt((abs(x) - 0.22) ** 2 + (y - centre_y) ** 2 * 0.8)
     edge = smooth((radius - distance) * (1.0 / 0.035))
     fullness = smooth((y - (centre_y - radius)) * (1.0 / (1.4 * radius)))
-    return np.asarray((0.04 + 0.10 * amount) * edge * fullness, dtype=np.float32)
+    return np.asarray((0.01 + 0.12 * amount * amount) * edge * fullness, dtype=np.float32)
 
 
 def _mediastinum(x: Field, y: Field, study: Scalars) -> Field:
