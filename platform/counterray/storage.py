@@ -110,13 +110,19 @@ class Location:
 
     def files(self) -> list[str]:
         """Names of all files below this folder, relative to it, sorted; without those half written."""
+        return list(self.sizes())
+
+    def sizes(self) -> dict[str, int]:
+        """Sizes [bytes] of all files below this folder, by name as in `files`."""
         with self._translated("list"):
             selector = FileSelector(self.path, recursive=True, allow_not_found=True)
             infos = self.filesystem.get_file_info(selector)
             if not infos:
                 self._check_bucket()
-        names = (posixpath.relpath(info.path, self.path) for info in infos if info.type == FileType.File)
-        return sorted(name for name in names if not _PARTIAL.search(name))
+        found = {
+            posixpath.relpath(info.path, self.path): info for info in infos if info.type == FileType.File
+        }
+        return {name: int(found[name].size) for name in sorted(found) if not _PARTIAL.search(name)}
 
     def sha256(self) -> str:
         """Checksum of the file's content, read in pieces."""

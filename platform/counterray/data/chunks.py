@@ -122,9 +122,9 @@ def write_shard(out: Location, split: str, name: str, studies: pa.Table) -> Shar
     return Shard(file=file, rows=len(studies), bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
-def index_location(out: Location, name: str) -> Location:
-    """Where the index of the chunk ``name`` is."""
-    return out / f"index/{name}.parquet"
+def index_file(name: str) -> str:
+    """Path of the index of the chunk ``name``, relative to the dataset's folder."""
+    return f"index/{name}.parquet"
 
 
 def write_index(out: Location, name: str, index: Index) -> None:
@@ -132,12 +132,12 @@ def write_index(out: Location, name: str, index: Index) -> None:
     shards = json.dumps({split: shard.model_dump() for split, shard in index.shards.items()})
     buffer = io.BytesIO()
     pq.write_table(index.rows.replace_schema_metadata({"shards": shards}), buffer, compression="zstd")
-    index_location(out, name).write_bytes(buffer.getvalue())
+    (out / index_file(name)).write_bytes(buffer.getvalue())
 
 
 def read_index(out: Location, name: str) -> Index:
     """Reads a chunk's index."""
-    table = pq.read_table(io.BytesIO(index_location(out, name).read_bytes()))
+    table = pq.read_table(io.BytesIO((out / index_file(name)).read_bytes()))
     shards = json.loads(table.schema.metadata[b"shards"])
     return Index(
         table.cast(INDEX_SCHEMA), {split: Shard.model_validate(shard) for split, shard in shards.items()}

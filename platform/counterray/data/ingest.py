@@ -117,7 +117,7 @@ def _claim(target: Location, config: IngestConfig) -> None:
     place = target / _CONFIG_FILE
     wanted = config.model_dump(mode="json")
     if not place.exists():
-        if any(True for _ in target.files()):
+        if target.files():
             raise IngestError(
                 f"{target.uri} holds files, but no ingest of ours. Give --out an empty or a new folder."
             )
@@ -200,7 +200,7 @@ def _write_missing(
     planned: Sequence[Chunk], config: IngestConfig, root: Location, target: Location
 ) -> dict[str, Index]:
     """Writes the chunks that are not there yet, and returns the indexes of all, in order."""
-    sizes = _sizes(target)
+    sizes = target.sizes()
     done = {chunk.name for chunk in planned if _is_whole(target, chunk.name, sizes)}
     missing = [chunk for chunk in planned if chunk.name not in done]
     logger.info("%d of %d chunks are there already", len(done), len(planned))
@@ -235,17 +235,11 @@ def _run(missing: Sequence[Chunk], config: IngestConfig, root: Location, target:
             logger.info("%d of %d chunks: %d written, %d set aside", finished, len(rows), written, rejected)
 
 
-def _sizes(target: Location) -> dict[str, int]:
-    selector = pa.fs.FileSelector(target.path, recursive=True, allow_not_found=True)
-    infos = target.filesystem.get_file_info(selector)
-    return {info.path: info.size for info in infos if info.is_file}
-
-
 def _is_whole(target: Location, name: str, sizes: Mapping[str, int]) -> bool:
-    if chunks.index_location(target, name).path not in sizes:
+    if chunks.index_file(name) not in sizes:
         return False
     shards = chunks.read_index(target, name).shards.values()
-    return all(sizes.get((target / shard.file).path) == shard.bytes for shard in shards)
+    return all(sizes.get(shard.file) == shard.bytes for shard in shards)
 
 
 def _without_duplicates(
@@ -364,7 +358,7 @@ def _write_parquet(place: Location, table: pa.Table) -> None:
 def _remove_stale(target: Location, planned: Sequence[Chunk], manifest: DatasetManifest) -> None:
     """Deletes what an earlier state of the source left; the new manifest no longer names it."""
     current = {shard.file for group in manifest.shards.values() for shard in group}
-    current |= {f"index/{chunk.name}.parquet" for chunk in planned}
+    current |= {chunks.index_file(chunk.name) for chunk in planned}
     for file in target.files():
         folder, _, name = file.partition("/")
         is_ours = (folder in SPLITS and name.startswith("part-")) or folder == "index"

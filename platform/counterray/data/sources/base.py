@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-from pyarrow.fs import FileSelector, FileType
 
 from counterray.config import Config, ConfigError
 from counterray.data import pixels
@@ -23,7 +22,7 @@ from counterray.data.dicom import decode_any
 from counterray.data.labels import FINDINGS
 from counterray.data.pixels import Fit, Rejected, Rejection, geometry
 from counterray.data.study import ARROW_SCHEMA, Study
-from counterray.storage import Location
+from counterray.storage import Location, MissingError
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -201,7 +200,7 @@ def read_file(root: Location, path: str) -> bytes:
     """
     try:
         data = (root / path).read_bytes()
-    except FileNotFoundError as error:
+    except MissingError as error:
         raise Rejected("missing_image", "the file has gone since it was listed") from error
     if not data:
         raise Rejected("unreadable", "the file is empty")
@@ -221,16 +220,12 @@ def list_files(root: Location, suffixes: Sequence[str] = ()) -> dict[str, int]:
     Raises:
         SourceError: If there is no such folder.
     """
-    try:
-        infos = root.filesystem.get_file_info(FileSelector(root.path, recursive=True))
-    except FileNotFoundError as error:
-        raise SourceError(f"There is no folder {root.uri}; --root names the source's top folder.") from error
-    files = {
-        posixpath.relpath(info.path, root.path): info.size for info in infos if info.type == FileType.File
-    }
+    files = root.sizes()
+    if not files and not root.exists():
+        raise SourceError(f"There is no folder {root.uri}; --root names the source's top folder.")
     return {
-        path: files[path]
-        for path in sorted(files)
+        path: size
+        for path, size in files.items()
         if (not suffixes or path.lower().endswith(tuple(suffixes)))
         and not any(part.startswith((".", "__MACOSX")) for part in path.split("/"))
     }
