@@ -32,15 +32,15 @@ DATA = DatasetInfo(
 def batch(count: int, seed: int) -> Batch:
     """Images of noise with a bright square for edema, a dark one for fracture and rectangles as organs.
 
-    Two images each share a patient, who has a wave pattern of their own; sex brightens the right edge; the
-    scanner is the amount of noise; age darkens the whole image.
+    Two images each share a patient, who has a wave pattern of their own; sex brightens the right edge, the
+    scanner the upper one; age darkens the whole image.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator)
 
-    image = torch.full((count, 1, SIZE, SIZE), -0.4)
+    image = torch.full((count, 1, SIZE, SIZE), -0.2)
     findings = (uniform(count, 2) < 0.4).float()
     image[:, :, 3:9, 12:18] += 0.7 * findings[:, 0, None, None, None]
     image[:, :, 22:28, 12:18] -= 0.5 * findings[:, 1, None, None, None]
@@ -53,10 +53,10 @@ def batch(count: int, seed: int) -> Batch:
     sex = (uniform(count) < 0.5).float()
     image[..., -3:] += 0.6 * sex[:, None, None, None]
     age = 20 + 60 * uniform(count)
-    image = image - 0.4 * (age / 80)[:, None, None, None]
+    image = image - 0.6 * (age / 80)[:, None, None, None]
     scanner = torch.randint(0, 3, (count,), generator=generator).float()
-    noise = torch.randn(count, 1, SIZE, SIZE, generator=generator)
-    image = image + (0.01 + 0.06 * scanner)[:, None, None, None] * noise
+    image[:, :, :3] += 0.3 * scanner[:, None, None, None]
+    image = image + 0.03 * torch.randn(count, 1, SIZE, SIZE, generator=generator)
     patients = torch.arange(count) // 2
     image = (image + _waves(patients, seed)).clamp(-1, 1)
     return Batch(
@@ -67,7 +67,7 @@ def batch(count: int, seed: int) -> Batch:
         finding_names=FINDINGS,
         measurements={"area.left_lung": masks["left_lung"].sum(dim=(1, 2, 3)).double()},
         masks=masks,
-        reports=tuple(_report(*row) for row in findings.tolist()),
+        reports=tuple(_report(row, seed + index) for index, row in enumerate(findings.tolist())),
         image_ids=tuple(f"{seed}-{row}" for row in range(count)),
         patient_ids=tuple(f"{seed}-{patient}" for patient in patients.tolist()),
     )
@@ -78,12 +78,17 @@ def batches(count: int, of: int, *, first: int = 0) -> list[Batch]:
     return [batch(of, first + index) for index in range(count)]
 
 
-def _report(edema: float, fracture: float) -> str:
-    return f"There is {'' if edema else 'no '}edema. There is {'' if fracture else 'no '}fracture."
+def _report(findings: Sequence[float], which: int) -> str:
+    """A sentence on both findings, or on one of them: reports do not mention everything."""
+    sentences = [
+        f"There is {'' if present else 'no '}{name}."
+        for name, present in zip(FINDINGS, findings, strict=True)
+    ]
+    return " ".join((sentences, sentences[:1], sentences[1:])[which % 3])
 
 
 def _waves(patients: Tensor, seed: int) -> Tensor:
-    """A plane wave for each patient, ``[B, 1, SIZE, SIZE]`` within 0.3 of 0."""
+    """A plane wave for each patient, ``[B, 1, SIZE, SIZE]`` within 0.1 of 0."""
     generator = torch.Generator().manual_seed(1000 + seed)
     frequency = 1 + 3 * torch.rand(int(patients.max()) + 1, 2, generator=generator)
     phase = 6.28 * torch.rand(len(frequency), generator=generator)
@@ -93,7 +98,7 @@ def _waves(patients: Tensor, seed: int) -> Tensor:
         + frequency[:, 1, None, None] * line[None, None, :]
         + phase[:, None, None]
     )
-    return 0.3 * wave.sin()[patients][:, None]
+    return 0.1 * wave.sin()[patients][:, None]
 
 
 def with_unknown(values: Mapping[str, Tensor], name: str, rows: Sequence[int]) -> dict[str, Tensor]:

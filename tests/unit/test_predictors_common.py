@@ -119,6 +119,19 @@ def test_movement_stays_small():
     assert (centre - 15.5).abs().max() > 1
 
 
+def test_translation_moves_pixels_without_changing_them():
+    torch.manual_seed(0)
+    image = torch.arange(64.0).view(1, 1, 8, 8).expand(32, 1, 8, 8)
+    moved = augmentation.translate(image, shift=0.2)
+    assert torch.equal(augmentation.translate(image, shift=0), image)
+    inside = moved[:, :, 2:6, 2:6]
+    # One row down is 8 more, one column right is 1 more: a constant difference inside every image.
+    difference = inside - image[:, :, 2:6, 2:6]
+    assert torch.equal(difference, difference[:, :, :1, :1].expand_as(difference))
+    assert set(difference[:, 0, 0, 0].tolist()) <= {8.0 * r + c for r in range(-2, 3) for c in range(-2, 3)}
+    assert len(set(difference[:, 0, 0, 0].tolist())) > 5
+
+
 def test_repeatable_draws_leave_the_global_state_alone():
     torch.manual_seed(3)
     state = torch.get_rng_state()
@@ -143,8 +156,10 @@ def test_blocks_have_the_shapes_they_say():
     assert ResidualBlock(8, 12, stride=2)(x).shape == (2, 12, 8, 8)
     assert Upsample(8, 4)(x).shape == (2, 4, 32, 32)
     assert normalization(12).num_groups == 4
-    # The last convolution starts at zero: a block of equal width starts as the identity.
-    assert torch.equal(ResidualBlock(8, 8)(x), x)
+    same = ResidualBlock(8, 8)
+    torch.nn.init.zeros_(same.conv_out.weight)
+    torch.nn.init.zeros_(same.conv_out.bias)
+    assert torch.equal(same(x), x)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])

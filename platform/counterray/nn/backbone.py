@@ -7,24 +7,23 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional
 
 from counterray.config import Config
-from counterray.nn.blocks import ResidualBlock, normalization, parameter_dtype, require_images
+from counterray.nn.blocks import ResidualBlock, parameter_dtype, require_images
 
 
 class BackboneConfig(Config):
     """Size of a `Backbone`. The default suits 64×64 on one CPU core.
 
-    For 224×224 and more, ``stem_stride: 4``, ``widths: [64, 128, 256, 512]`` and ``blocks: [2, 2, 2, 2]``
-    give 11 M parameters (DenseNet-121 has 8 M).
+    For 224×224 and more, ``widths: [64, 128, 256, 512]`` and ``blocks: [2, 2, 2, 2]`` give 11 M parameters
+    (DenseNet-121 has 8 M).
     """
 
-    widths: tuple[int, ...] = Field(default=(16, 32, 64, 128), min_length=1)
+    widths: tuple[int, ...] = Field(default=(32, 64, 128), min_length=1)
     """Channels of each stage; each stage after the first halves height and width."""
-    blocks: tuple[int, ...] = Field(default=(1, 1, 1, 1), min_length=1)
+    blocks: tuple[int, ...] = Field(default=(1, 1, 1), min_length=1)
     """Residual blocks of each stage."""
-    stem_stride: Literal[1, 2, 4] = 2
+    stem_stride: Literal[1, 2, 4] = 4
     """Reduction of height and width before the first stage."""
 
     @model_validator(mode="after")
@@ -39,7 +38,10 @@ class BackboneConfig(Config):
 
 
 class Backbone(nn.Module):
-    """Stem and residual stages over single-channel images of a fixed size.
+    """Stem and residual stages over single-channel images of a fixed size, averaged over space.
+
+    The average is taken before the last normalisation, over the channels of an image alone: a GroupNorm over
+    space before it would take away what differs between images as a whole, such as how noisy they are.
 
     Attributes:
         image_size: Edge of the square images it was made for [px].
@@ -67,7 +69,7 @@ class Backbone(nn.Module):
             layers += [ResidualBlock(width, width) for _ in range(blocks - 1)]
             self.stages.append(nn.Sequential(*layers))
             channels = width
-        self.norm = normalization(channels)
+        self.norm = nn.LayerNorm(channels)
 
     def maps(self, image: Tensor) -> list[Tensor]:
         """Feature maps after each stage, ``[B, C, H, W]`` from fine to coarse.
@@ -85,4 +87,4 @@ class Backbone(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Pooled features ``[B, width]`` of images ``[B, 1, H, W]`` in [-1, 1]."""
-        return torch.as_tensor(functional.silu(self.norm(self.maps(image)[-1])).mean(dim=(2, 3)))
+        return torch.as_tensor(self.norm(self.maps(image)[-1].mean(dim=(2, 3))))

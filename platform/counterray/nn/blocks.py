@@ -35,8 +35,10 @@ class ResidualBlock(nn.Module):
         self.shortcut = (
             nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False) if reshapes else nn.Identity()
         )
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
+        # He initialisation keeps the branch's variance; PyTorch's default shrinks it threefold a layer, and
+        # small lesions are then learnt late.
+        nn.init.kaiming_normal_(self.conv_in.weight)
+        nn.init.kaiming_normal_(self.conv_out.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, channels_in, H, W]`` to ``[B, channels_out, H / stride, W / stride]``."""

@@ -17,7 +17,7 @@ def augment(image: Tensor) -> Tensor:
     return vary_exposure(move(image))
 
 
-def move(image: Tensor, *, shift: float = 0.05, scale: float = 0.05, degrees: float = 5.0) -> Tensor:
+def move(image: Tensor, *, shift: float = 0.03, scale: float = 0.02, degrees: float = 3.0) -> Tensor:
     """Shifts, scales and rotates slightly; what enters at the border repeats the border.
 
     Never mirrors: a chest's sides differ.
@@ -41,7 +41,23 @@ def move(image: Tensor, *, shift: float = 0.05, scale: float = 0.05, degrees: fl
     return functional.grid_sample(image.float(), grid, padding_mode="border", align_corners=False)
 
 
-def vary_exposure(image: Tensor, *, gamma: float = 0.25, noise: float = 0.04, blur: float = 0.7) -> Tensor:
+def translate(image: Tensor, *, shift: float = 0.03) -> Tensor:
+    """Shifts by whole pixels, which leaves noise and sharpness as they are; the border repeats.
+
+    Args:
+        image: ``[B, 1, H, W]``.
+        shift: Largest displacement as a fraction of the edge.
+    """
+    height, width = image.shape[-2:]
+    down = (_uniform(image, -shift, shift) * height).round().long()
+    right = (_uniform(image, -shift, shift) * width).round().long()
+    rows = (torch.arange(height, device=image.device) + down[:, None]).clamp(0, height - 1)
+    columns = (torch.arange(width, device=image.device) + right[:, None]).clamp(0, width - 1)
+    index = torch.arange(len(image), device=image.device)[:, None, None]
+    return image[index, 0, rows[:, :, None], columns[:, None, :]].unsqueeze(1)
+
+
+def vary_exposure(image: Tensor, *, gamma: float = 0.15, noise: float = 0.02, blur: float = 0.5) -> Tensor:
     """Changes gamma, sharpness and noise, as another scanner or exposure would.
 
     Args:
@@ -62,7 +78,7 @@ def vary_exposure(image: Tensor, *, gamma: float = 0.25, noise: float = 0.04, bl
     return (changed + deviation * torch.randn_like(changed)).clamp(-1, 1)
 
 
-def paint_lesions(image: Tensor, *, count: int = 2, amplitude: float = 0.6, radius: float = 0.2) -> Tensor:
+def paint_lesions(image: Tensor, *, count: int = 2, amplitude: float = 0.5, radius: float = 0.15) -> Tensor:
     """Adds soft bright or dark spots, so that a network learns to look past local pathology.
 
     Args:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from counterray.bundle import Bundle
 from counterray.data.dataset import DatasetInfo
 from counterray.data.study import Batch
-from counterray.models.predictors.augmentation import move
+from counterray.models.predictors.augmentation import translate
 from counterray.models.predictors.common import (
     PredictorStage,
     auroc,
@@ -36,7 +36,7 @@ class DemographicConfig(StageConfig):
     attributes: tuple[str, ...] = Field(default=("sex",), min_length=1)
     """Categorical attributes to predict, one head each."""
     augmentation: Literal["none", "light"] = "light"
-    """Small shifts and rotations on training images; never exposure, by which scanners and sites differ."""
+    """Shifts by whole pixels on training images; anything else changes what scanners and sites differ by."""
 
 
 class Demographic(nn.Module):
@@ -127,7 +127,7 @@ class DemographicStage(PredictorStage):
 
     def loss(self, module: nn.Module, batch: Batch, step: int) -> Losses:
         """Sum over attributes of the masked cross-entropy."""
-        image = move(batch.image) if self.config.augmentation == "light" else batch.image
+        image = translate(batch.image) if self.config.augmentation == "light" else batch.image
         logits = module(image)
         losses = {name: masked_cross_entropy(logits[name], self._codes(batch, name)) for name in logits}
         total = torch.stack(list(losses.values())).sum()
