@@ -160,6 +160,16 @@ def test_every_judged_number_names_its_judge() -> None:
     assert all(metric.low <= metric.value <= metric.high for metric in evaluation.metrics)
 
 
+def test_laws_may_be_tried_on_fewer_images() -> None:
+    source = world()
+    evaluation = evaluate_counterfactuals(
+        nothing, source, shuffled_donors(source), judges=Judges(), law_images=20, batch_size=16
+    )
+    counted = {metric.name: metric.n for metric in evaluation.metrics}
+    assert counted["composition_error"] == counted["reversibility_error"] == 20
+    assert counted["reconstruction_ssim"] == 60
+
+
 def test_no_image_is_its_own_donor() -> None:
     source = world(count=7)
     donors = shuffled_donors(source, seed=3).patient_ids
