@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from counterray.config import validate
 from counterray.data.dataset import DatasetManifest, open_dataset
@@ -259,14 +261,32 @@ def test_killed_half_way_and_run_again_gives_the_same(tmp_path):
 
 
 def test_from_s3_to_s3_gives_the_same(root, tmp_path, make_bucket):
+    """By the command line: its Ray starts with the S3 settings, as a worker's environment must have them."""
     bucket = make_bucket()
     for path in root.iterdir():
         resolve(f"{bucket}/source/{path.name}").write_bytes(path.read_bytes())
     local = ingest(config(), str(root), str(tmp_path / "out"))
-    remote = ingest(config(), f"{bucket}/source", f"{bucket}/out")
-    assert remote == local
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config().model_dump(mode="json")))
+    command = [sys.executable, "-m", "jobs", "ingest", "--config", str(tmp_path / "config.yaml"), "--json"]
+    command += ["--root", f"{bucket}/source", "--out", f"{bucket}/out"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["fingerprint"] == local.fingerprint
+    assert result["dataset"] == f"{bucket}/out"
+    assert result["studies"] == IMAGES
     assert open_dataset(f"{bucket}/out").manifest == local
-    assert ingest(config(), f"{bucket}/source", f"{bucket}/out") == local
+    assert ingest(config(), f"{bucket}/source", f"{bucket}/out") == local, "nothing is left for a worker"
+
+
+def test_a_worker_that_cannot_write_says_where(root, tmp_path):
+    out = tmp_path / "out"
+    ingest(config(), str(root), str(out))
+    for split in ("train", "validation", "test"):
+        shutil.rmtree(out / split, ignore_errors=True)
+        (out / split).write_text("no folder")
+    with pytest.raises(StorageError, match=r"Could not write .*part-0000"):
+        ingest(config(), str(root), str(out))
 
 
 def test_a_missing_bucket_is_named(root, make_bucket):

@@ -8,6 +8,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -26,7 +27,7 @@ from counterray.data.sources import AnySource, Listing, SourceError
 from counterray.data.sources.base import UNASSIGNED
 from counterray.data.splits import SplitConfig, assign_splits
 from counterray.data.study import SCHEMA_VERSION
-from counterray.storage import Location, resolve
+from counterray.storage import Location, StorageError, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -201,25 +202,42 @@ def _write_missing(
 ) -> dict[str, Index]:
     """Writes the chunks that are not there yet, and returns the indexes of all, in order."""
     sizes = target.sizes()
-    done = {chunk.name for chunk in planned if _is_whole(target, chunk.name, sizes)}
+    found = _read_indexes(target, [chunk for chunk in planned if chunks.index_file(chunk.name) in sizes])
+    done = {
+        name: index
+        for name, index in found.items()
+        if all(sizes.get(shard.file) == shard.bytes for shard in index.shards.values())
+    }
     missing = [chunk for chunk in planned if chunk.name not in done]
     logger.info("%d of %d chunks are there already", len(done), len(planned))
     if missing:
         _run(missing, config, root, target)
-    return {chunk.name: chunks.read_index(target, chunk.name) for chunk in planned}
+        done |= _read_indexes(target, missing)
+    return {chunk.name: done[chunk.name] for chunk in planned}
+
+
+def _read_indexes(target: Location, planned: Sequence[Chunk]) -> dict[str, Index]:
+    names = [chunk.name for chunk in planned]
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        return dict(zip(names, pool.map(lambda name: chunks.read_index(target, name), names), strict=True))
 
 
 def _run(missing: Sequence[Chunk], config: IngestConfig, root: Location, target: Location) -> None:
-    def write(row: dict[str, Any]) -> dict[str, int]:
-        return chunks.write_chunk(
-            Chunk(row["name"], row["records"]),
-            root,
-            target,
-            source=config.source,
-            size=config.image_size,
-            fit=config.fit,
-            splits=config.splits,
-        )
+    def write(row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            done = chunks.write_chunk(
+                Chunk(row["name"], row["records"]),
+                root,
+                target,
+                source=config.source,
+                size=config.image_size,
+                fit=config.fit,
+                splits=config.splits,
+            )
+        except StorageError as error:
+            # Ray would keep of it only a traceback's text; the message is for the user.
+            return {"studies": 0, "rejected": 0, "error": str(error)}
+        return {**done, "error": ""}
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -229,17 +247,12 @@ def _run(missing: Sequence[Chunk], config: IngestConfig, root: Location, target:
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(write)
     written = rejected = 0
     for finished, result in enumerate(dataset.iter_rows(), start=1):
+        if result["error"]:
+            raise StorageError(result["error"])
         written += result["studies"]
         rejected += result["rejected"]
         if finished == len(rows) or finished % max(1, len(rows) // 10) == 0:
             logger.info("%d of %d chunks: %d written, %d set aside", finished, len(rows), written, rejected)
-
-
-def _is_whole(target: Location, name: str, sizes: Mapping[str, int]) -> bool:
-    if chunks.index_file(name) not in sizes:
-        return False
-    shards = chunks.read_index(target, name).shards.values()
-    return all(sizes.get(shard.file) == shard.bytes for shard in shards)
 
 
 def _without_duplicates(
@@ -260,7 +273,7 @@ def _without_duplicates(
     ]
     if stale:
         _run(stale, config, root, target)
-        indexes = {chunk.name: chunks.read_index(target, chunk.name) for chunk in planned}
+        indexes |= _read_indexes(target, stale)
         wanted = _duplicates(indexes)
     for name, images in wanted.items():
         if set(images) != set(_marked(indexes[name])):
