@@ -1,0 +1,38 @@
+# Set-up and the main jobs. `make demo` and `make test` are all that a new checkout needs.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.ready
+DATA   ?= phantom
+ROOT   ?=
+
+.PHONY: setup demo test s3 check clean
+
+setup: $(STAMP)
+
+# The stamp is written last, so an interrupted set-up is taken up again.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed: make PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $(STAMP)
+
+demo: setup
+	$(BIN)/python -m jobs demo --data $(DATA) $(if $(ROOT),--root "$(ROOT)")
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+s3: setup
+	$(BIN)/python -m tests.s3_server --data .local/s3 --port 8333
+
+clean:
+	rm -rf $(VENV) .local
