@@ -239,7 +239,7 @@ ingest(validate(IngestConfig, {settings!r}), None, {out!r})
 
 
 def test_killed_half_way_and_run_again_gives_the_same(tmp_path):
-    settings = {"source": {"name": "phantom", "studies": 1200}, "image_size": 64, "shard_rows": 40}
+    settings = {"source": {"name": "phantom", "studies": 600}, "image_size": 64, "shard_rows": 20}
     out = tmp_path / "killed"
     script = textwrap.dedent(KILLED).format(settings=settings, out=str(out))
     process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
@@ -257,7 +257,7 @@ def test_killed_half_way_and_run_again_gives_the_same(tmp_path):
     resumed = ingest(validate(IngestConfig, settings), None, str(out))
     uninterrupted = ingest(validate(IngestConfig, settings), None, str(tmp_path / "whole"))
     assert resumed == uninterrupted
-    assert len(studies(out)) == 1200
+    assert len(studies(out)) == 600
 
 
 def test_from_s3_to_s3_gives_the_same(root, tmp_path, make_bucket):

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from counterray.config import ConfigError, validate
+from counterray.config import ConfigError, load, validate
 from counterray.data.ingest import IngestConfig
 from counterray.data.phantom.studies import PhantomConfig, draw_rows
 from counterray.data.pixels import Rejection, decode_grey
@@ -310,3 +310,25 @@ def test_a_file_in_the_tree_that_is_hidden_is_not_listed(tmp_path):
     (root / "__MACOSX").mkdir()
     (root / "__MACOSX" / "metadata.csv").write_text("junk\n")
     assert len(CovidCxr().listing(resolve(root)).records) == 2
+
+
+SOURCES = (
+    "phantom",
+    "nih_cxr14",
+    "covid_cxr",
+    "chexpert",
+    "mimic_cxr",
+    "padchest",
+    "iu_xray",
+    "dicom_folder",
+    "table",
+)
+
+CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs" / "ingest"
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_has_a_shipped_config(name):
+    path = CONFIGS / f"{name}.yaml"
+    assert load(IngestConfig, path).source.name == name
+    assert "python -m jobs ingest" in path.read_text()
