@@ -238,6 +238,7 @@ ingest(validate(IngestConfig, {settings!r}), None, {out!r})
 """
 
 
+@pytest.mark.slow
 def test_killed_half_way_and_run_again_gives_the_same(tmp_path):
     settings = {"source": {"name": "phantom", "studies": 600}, "image_size": 64, "shard_rows": 20}
     out = tmp_path / "killed"
