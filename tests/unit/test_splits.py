@@ -56,7 +56,9 @@ def test_dividing_train_and_validation_keeps_the_proportion_and_makes_no_test():
 
 
 def test_a_leaking_patient_goes_to_the_most_protected_split():
-    splits, moved = resolve_leaks(["a", "a", "b", "b", "c"], ["train", "test", "validation", "train", "train"])
+    splits, moved = resolve_leaks(
+        ["a", "a", "b", "b", "c"], ["train", "test", "validation", "train", "train"]
+    )
     assert splits == ["test", "test", "validation", "validation", "train"]
     assert moved == 2
 

@@ -84,7 +84,9 @@ def decode_dicom(dataset: pydicom.Dataset) -> npt.NDArray[np.float32]:
             if stored.ndim == 3 and not is_grey:
                 return decode(_png_of_colour(stored))
             if stored.ndim != 2 or not is_grey:
-                raise Rejected("unreadable", f"{stored.ndim}-dimensional pixels, {photometric or 'no'} colours")
+                raise Rejected(
+                    "unreadable", f"{stored.ndim}-dimensional pixels, {photometric or 'no'} colours"
+                )
             values = _displayed(dataset, stored)
     except Rejected:
         raise
