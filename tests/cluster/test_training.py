@@ -81,7 +81,7 @@ def test_gradient_accumulation_equals_a_larger_batch(data: str, tmp_path: Path) 
     ours, theirs = halves.bundle.tensors(), whole.bundle.tensors()
     # Adam's first steps follow the sign of a gradient, so rounding moves single weights by a whole step.
     mean = sum(float((ours[name] - theirs[name]).abs().mean()) for name in ours) / len(ours)
-    assert mean < 1e-5
+    assert mean < 1e-4
 
 
 @pytest.fixture(scope="module")

@@ -1,1 +1,1 @@
-"""."""
+"""Causal graphs, structural causal models and the one interface of their mechanisms."""

@@ -1,1 +1,1 @@
-"""."""
+"""A folder per method."""

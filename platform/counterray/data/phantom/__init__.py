@@ -1,1 +1,1 @@
-"""."""
+"""Chest radiographs drawn from a known structural causal model."""

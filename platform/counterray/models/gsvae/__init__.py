@@ -1,1 +1,1 @@
-"""."""
+"""Group-supervised causal disentanglement (Nie et al.), stage 1."""
