@@ -242,8 +242,8 @@ class ImageTextEncoderStage(PredictorStage):
         Returns:
             ``auroc_macro`` and the like of the linear head, ``zero_shot_auroc_macro`` and the like of the
             prompts (see `finding_metrics`; "no finding" has no prompt), and ``recall_at_1``,
-            ``recall_at_5``: share of images whose own text, or one that reads the same, is among the
-            nearest k of `GALLERY` (the last gallery may be smaller; 1 is best).
+            ``recall_at_5``: share of images whose own text is among the nearest k of the different texts of
+            `GALLERY` images (the last gallery may be smaller; 1 is best).
         """
         images, texts, logits, labels, known = [], [], [], [], []
         reports: list[str] = []
@@ -311,13 +311,15 @@ class ImageTextEncoderStage(PredictorStage):
 
 
 def _recalls(image: Tensor, text: Tensor, reports: Sequence[str]) -> dict[str, float]:
-    """Recall at 1 and 5 over galleries of `GALLERY` images with a report; empty where none has one."""
+    """Recall at 1 and 5 in galleries of `GALLERY` images with a report; empty where none has one."""
     written = [index for index, report in enumerate(reports) if report.strip()]
     found = []
     for start in range(0, len(written), GALLERY):
         rows = written[start : start + GALLERY]
-        names = [reports[row] for row in rows]
-        found.append(ranks(image[rows], text[rows], names, names))
+        first = {reports[row]: row for row in reversed(rows)}
+        found.append(
+            ranks(image[rows], text[list(first.values())], [reports[row] for row in rows], list(first))
+        )
     if not found:
         return {}
     positions = torch.cat(found)
