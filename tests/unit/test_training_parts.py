@@ -162,6 +162,7 @@ def test_tracking_continues_from_a_checkpoint_without_repeating_steps(tmp_path: 
 def test_mlflow_receives_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     uri = f"file://{tmp_path}/mlruns"
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     mlflow.set_tracking_uri(uri)
     tracker = Tracker(resolve(tmp_path / "out"), tmp_path, mlflow=True, run_name="run")
