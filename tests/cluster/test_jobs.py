@@ -1,0 +1,148 @@
+"""The jobs as a user runs them: each in a process of its own, on a disk and on an S3 server, also killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from counterray.bundle import open_bundle
+from counterray.storage import resolve
+from tests.conftest import ROOT
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+SMALL = {
+    "backbone.widths": "[8, 16]",
+    "backbone.blocks": "[1, 1]",
+    "steps": "120",
+    "batch_size": "16",
+    "checkpoint.every_steps": "40",
+    "checkpoint.validation_studies": "64",
+    "loader.block_studies": "256",
+}
+
+
+def command(job: str, *arguments: str, **settings: str) -> list[str]:
+    assignments = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    return [sys.executable, "-m", "jobs", job, *arguments, *assignments, "--json"]
+
+
+def start(line: list[str]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+    environment.pop("RAY_ADDRESS", None)
+    return subprocess.Popen(
+        line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(line: list[str]) -> dict[str, Any]:
+    process = start(line)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err[-3000:]
+    result: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return result
+
+
+def refusal(line: list[str]) -> str:
+    process = start(line)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 1, (process.returncode, out, err[-3000:])
+    assert "Traceback" not in err
+    return err.splitlines()[-1]
+
+
+def train(data: str, out: str, *flags: str) -> list[str]:
+    config = "jobs/configs/train/classifier_phantom.yaml"
+    return command("train", "--config", config, "--data", data, "--out", out, *flags, **SMALL)
+
+
+def kill_once_saved(line: list[str], out: str) -> None:
+    """SIGKILL to the driver once the first checkpoint is whole."""
+    process = start(line)
+    place, end = resolve(out) / "metrics.jsonl", time.monotonic() + 300
+    while not place.exists() or '"step": 60' not in place.read_bytes().decode():
+        if (resolve(out) / "ray" / "checkpoint_manager_snapshot.json").exists():
+            break
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def test_s3_gives_what_a_disk_gives_also_after_the_driver_was_killed(
+    tmp_path: Path, make_bucket: Callable[[], str]
+) -> None:
+    bucket = make_bucket()
+    places = {"disk": str(tmp_path), "s3": f"{bucket}/team"}
+    phantom = {"source.studies": "600", "image_size": "32", "shard_rows": "300"}
+    datasets = {
+        name: finish(command("ingest", "--source", "phantom", "--out", f"{place}/data", **phantom))
+        for name, place in places.items()
+    }
+    assert datasets["disk"]["fingerprint"] == datasets["s3"]["fingerprint"]
+    assert datasets["s3"]["dataset"] == f"{bucket}/team/data"
+
+    whole = finish(train(datasets["disk"]["dataset"], f"{tmp_path}/run"))
+    out = f"{bucket}/team/run"
+    line = train(datasets["s3"]["dataset"], out)
+    kill_once_saved(line, out)
+    assert not (resolve(out) / "bundle" / "manifest.json").exists()
+    assert "Add --resume" in refusal(line)
+    resumed = finish([*line, "--resume"])
+
+    assert resumed["bundle"] == f"{out}/bundle"
+    assert resumed["metrics"] == whole["metrics"]
+    ours, theirs = open_bundle(resumed["bundle"]).tensors(), open_bundle(whole["bundle"]).tensors()
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) == 0
+
+    scored = finish(
+        command(
+            "evaluate",
+            "--model",
+            f"{out}/bundle",
+            "--data",
+            f"{bucket}/team/data",
+            "--out",
+            f"{bucket}/team/report",
+        )
+    )
+    assert scored["report"] == f"{bucket}/team/report/report.html"
+    assert resolve(scored["report"]).read_bytes().startswith(b"<!DOCTYPE html>")
+
+
+def test_the_list_of_jobs_and_their_help() -> None:
+    listing = subprocess.run(
+        [sys.executable, "-m", "jobs"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    for job in ("ingest", "train", "evaluate", "demo"):
+        assert job in listing.stdout
+        shown = subprocess.run(
+            [sys.executable, "-m", "jobs", job, "--help"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        for option in ("--address", "--set", "--json"):
+            assert option in shown.stdout
+
+
+def test_bad_settings_and_places_are_one_clear_line(tmp_path: Path, make_bucket: Callable[[], str]) -> None:
+    assert "Unknown setting 'optimizer.learning_rate'" in refusal(
+        [*train(str(tmp_path), f"{tmp_path}/run"), "--set", "optimizer.learning_rate=1"]
+    )
+    assert "There is no dataset" in refusal(train(str(tmp_path), f"{tmp_path}/run"))
+    bucket = make_bucket()
+    assert f"{bucket}-gone" in refusal(
+        command("ingest", "--source", "phantom", "--out", f"{bucket}-gone/data", **{"source.studies": "8"})
+    )
