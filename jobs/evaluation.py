@@ -104,7 +104,7 @@ def _generator_report(
     report = generator_report(
         evaluation,
         title=f"Counterfactuals of {bundle.stage}",
-        subtitle="This patient with that patient's pathology, scored by judges that took no part in training.",
+        subtitle="This patient with that patient's pathology, scored by judges that trained apart.",
         manifest=dataset.manifest,
         facts=_facts(dataset, config),
         bundles={bundle.stage: bundle.checksum, **{f"judge {s.stage}": s.checksum for s in scorers}},
@@ -150,8 +150,8 @@ def _refuse_shared_judges(bundle: Bundle, scorers: Sequence[Bundle]) -> None:
             )
         if scorer.checksum in used:
             raise BundleError(
-                f"The judge at {scorer.location.uri} took part in the losses of this generator, so its scores "
-                "would flatter it. Train another one: another seed, and loader.fold b instead of a."
+                f"The judge at {scorer.location.uri} took part in the losses of this generator, so its "
+                "scores would flatter it. Train another one: another seed, and loader.fold b instead of a."
             )
 
 

@@ -99,7 +99,8 @@ def _prepare(path: Path, stage: StageRun) -> dict[str, Any]:
 def _train_all(config: PipelineConfig, prepared: Mapping[str, dict[str, Any]], place: str) -> dict[str, str]:
     """Trains every stage once its inputs are there, ``config.parallel`` at a time; name to bundle."""
     bundles: dict[str, str] = {}
-    waiting, running = dict(config.stages), {}
+    waiting = dict(config.stages)
+    running: dict[Any, str] = {}
     with progress_board() as board:
         while waiting or running:
             for name, stage in list(waiting.items()):
@@ -114,7 +115,7 @@ def _train_all(config: PipelineConfig, prepared: Mapping[str, dict[str, Any]], p
     return bundles
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
 def _train_stage(values: dict[str, Any], data: str, out: str, board: Any) -> str:
     stage, settings = catalog.make_training(values)
     method = catalog.entry(stage.name).method

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pydantic
 from torch import nn
@@ -119,10 +119,9 @@ def load_model(bundle: Bundle) -> nn.Module:
 @functools.cache
 def training_schema(name: str) -> type[TrainingConfig]:
     """Schema of a training YAML for a stage: the stage's own settings beside the run's, on one level."""
-    schema: type[TrainingConfig] = pydantic.create_model(
-        f"{entry(name).config.__name__}Training", __base__=(entry(name).config, TrainingConfig)
-    )
-    return schema
+    bases: tuple[Any, ...] = (entry(name).config, TrainingConfig)
+    schema = pydantic.create_model(f"{entry(name).config.__name__}Training", __base__=bases)
+    return cast("type[TrainingConfig]", schema)
 
 
 def read_training(path: str | Path | None, overrides: Sequence[str] = ()) -> tuple[Stage, TrainingConfig]:

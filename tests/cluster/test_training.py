@@ -1,4 +1,4 @@
-"""Training on a real Ray with a real DeepSpeed engine: it trains, survives, resumes and says what is wrong."""
+"""Training on a real Ray with a real DeepSpeed engine: it survives, resumes and says what is wrong."""
 
 from __future__ import annotations
 

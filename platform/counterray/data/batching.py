@@ -68,8 +68,8 @@ def read_row_groups(dataset: Dataset, file: str, groups: list[int], columns: lis
             return parquet.read_row_groups(groups, columns=columns)
     except (pa.ArrowException, OSError) as error:
         raise StorageError(
-            f"Shard {file} of {dataset.location.uri} cannot be read ({type(error).__name__}): it is damaged or "
-            "gone. Delete it and run python -m jobs ingest again."
+            f"Shard {file} of {dataset.location.uri} cannot be read ({type(error).__name__}): it is "
+            "damaged or gone. Delete it and run python -m jobs ingest again."
         ) from error
 
 

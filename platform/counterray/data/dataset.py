@@ -118,8 +118,8 @@ class Dataset:
         if self.rows(split) == 0:
             present = ", ".join(name for name in SPLITS if self.rows(name)) or "none"
             raise StorageError(
-                f"The dataset at {self.location.uri} has no study in split {split!r} (with studies: {present}). "
-                "Ingest more studies, or change the fractions of the splits."
+                f"The dataset at {self.location.uri} has no study in split {split!r} (with studies: {present}"
+                "). Ingest more studies, or change the fractions of the splits."
             )
 
     def verify(self) -> None:

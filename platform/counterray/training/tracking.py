@@ -46,7 +46,8 @@ class Tracker:
 
     def log(self, split: str, step: int, values: Mapping[str, float]) -> None:
         """Adds one line: ``split`` (train or validation), ``step``, the time and the values."""
-        line = {"split": split, "step": step, "time": round(time.time(), 3), **values}
+        line: dict[str, float | int | str] = {"split": split, "step": step, "time": round(time.time(), 3)}
+        line |= values
         self.lines.append(line)
         self._events(line)
         if self.mlflow:

@@ -54,7 +54,7 @@ class ImageTextEncoderConfig(StageConfig):
     """Number of features of the shared space."""
     findings: tuple[str, ...] | None = None
     """Findings of the linear head and the soft targets; all that the dataset labels where null."""
-    finding_weight: float = Field(default=1.0, ge=0)
+    finding_weight: float = Field(default=5.0, ge=0)
     """Weight of the linear head's cross-entropy beside the contrastive loss's 1."""
     overlap_weight: float = Field(default=0.5, ge=0, le=1)
     """Share of the contrastive target that follows the overlap of findings; 0 is CLIP."""

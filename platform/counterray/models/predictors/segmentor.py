@@ -33,8 +33,10 @@ class SegmentorConfig(StageConfig):
     """Name of the stage."""
     masks: tuple[str, ...] = Field(default=("left_lung", "right_lung", "heart"), min_length=1)
     """Masks to predict, one output channel each; they may overlap."""
-    widths: tuple[int, ...] = Field(default=(8, 16, 32, 64), min_length=2)
-    """Channels at full resolution and at each halving of it; (64, 128, 256, 512) for 256×256 and more."""
+    widths: tuple[int, ...] = Field(default=(16, 32, 64), min_length=2)
+    """Channels after the stem and at each halving below it; (64, 128, 256, 512) for 256×256 and more."""
+    stem_stride: Literal[1, 2, 4] = 2
+    """Reduction of height and width before the U-Net; the head gives it back, pixel by pixel."""
     blocks: int = Field(default=1, ge=1)
     """Residual blocks at each resolution, on the way down and on the way up."""
     dice_weight: float = Field(default=1.0, ge=0)
@@ -46,6 +48,9 @@ class SegmentorConfig(StageConfig):
 class Segmentor(nn.Module):
     """U-Net with residual blocks; skips are concatenated.
 
+    It works below the image's resolution, where most of a U-Net's cost lies, and its head predicts every
+    pixel of a position as a channel of its own (Shi et al., 2016, https://arxiv.org/abs/1609.05158).
+
     Attributes:
         mask_names: What the channels of the logits mean.
 
@@ -54,16 +59,17 @@ class Segmentor(nn.Module):
 
     def __init__(self, config: SegmentorConfig, image_size: int) -> None:
         super().__init__()
-        reduction = 2 ** (len(config.widths) - 1)
+        stride = config.stem_stride
+        reduction = stride * 2 ** (len(config.widths) - 1)
         if image_size % reduction:
             raise ValueError(
-                f"The image size ({image_size} px) must be divisible by 2^(resolutions − 1) = {reduction}; "
-                "use fewer widths or another image size."
+                f"The image size ({image_size} px) must be divisible by "
+                f"stem_stride × 2^(widths − 1) = {reduction}; use fewer widths or another image size."
             )
         self.image_size = image_size
         self.mask_names = config.masks
         widths = config.widths
-        self.stem = nn.Conv2d(1, widths[0], 3, padding=1)
+        self.stem = nn.Conv2d(1, widths[0], 2 * stride + 1, stride, padding=stride)
         self.down = nn.ModuleList(
             _blocks(widths[max(level - 1, 0)], width, config.blocks, stride=2 if level else 1)
             for level, width in enumerate(widths)
@@ -71,7 +77,8 @@ class Segmentor(nn.Module):
         self.grow = nn.ModuleList(Upsample(coarse, fine) for fine, coarse in pairwise(widths))
         self.up = nn.ModuleList(_blocks(2 * width, width, config.blocks) for width in widths[:-1])
         self.norm = normalization(widths[0])
-        self.head = nn.Conv2d(widths[0], len(self.mask_names), 1)
+        self.head = nn.Conv2d(widths[0], len(self.mask_names) * stride**2, 3, padding=1)
+        self.pixels = nn.PixelShuffle(stride)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits ``[B, M, H, W]`` (float32) of images ``[B, 1, H, W]`` in [-1, 1]."""
@@ -83,7 +90,7 @@ class Segmentor(nn.Module):
             skips.append(hidden)
         for grow, up, skip in reversed(list(zip(self.grow, self.up, skips[:-1], strict=True))):
             hidden = up(torch.cat([grow(hidden), skip], dim=1))
-        return torch.as_tensor(self.head(functional.silu(self.norm(hidden))).float())
+        return torch.as_tensor(self.pixels(self.head(functional.silu(self.norm(hidden)))).float())
 
     def areas(
         self, image: Tensor, *, kind: Literal["thresholded", "soft"] = "thresholded"
