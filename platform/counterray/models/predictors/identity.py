@@ -85,7 +85,7 @@ def supervised_contrastive(features: Tensor, groups: Tensor, temperature: float)
 class IdentityEncoderStage(PredictorStage):
     """Trains an `IdentityEncoder`: two augmented views of each image, all of a patient's attract each other.
 
-    Both attractions and repulsions are within a batch, on one worker. Where batches are drawn image by image, a
+    Attraction and repulsion are within a batch, on one worker. Where batches are drawn image by image, a
     patient's other images are hardly ever in it, and what changes between visits (findings, scanner) then
     stays in the features but for what the augmentation covers; batches that keep patients together cure it.
     """
