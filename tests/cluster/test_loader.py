@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
 import torch
@@ -100,8 +100,21 @@ def test_an_empty_split_is_named(phantom_dataset: Dataset) -> None:
         make_plan(phantom_dataset, "holdout", LoaderConfig(), seed=0)
 
 
-def test_a_batch_size_beyond_the_data_is_an_error(phantom_dataset: Dataset) -> None:
+def test_a_batch_size_beyond_the_data_is_an_error(
+    phantom_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("counterray.data.loader.SEGMENT_BLOCKS", 4)
     plan = make_plan(phantom_dataset, "train", LoaderConfig(), seed=0)
     batches = stream(phantom_dataset, plan, LoaderConfig(), batch_size=1_000_000, start=Position())
     with pytest.raises(ValueError, match="batch_size = 1000000"):
         next(batches)
+
+
+def test_patients_keep_their_studies_together(phantom_dataset: Dataset) -> None:
+    config = LoaderConfig(order="patients")
+    plan = make_plan(phantom_dataset, "train", config, seed=1)
+    rows = phantom_dataset.rows("train")
+    batches = islice(stream(phantom_dataset, plan, config, batch_size=1), rows)
+    patients = [batch.patient_ids[0] for batch, _ in batches]
+    runs = sum(before != after for before, after in pairwise(patients)) + 1
+    assert runs == len(set(patients)) < rows

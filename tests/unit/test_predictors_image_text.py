@@ -140,6 +140,22 @@ def test_images_without_report_teach_the_head_only():
         stage.loss(module, replace(toy, reports=()), 0)
 
 
+def test_labels_stand_in_for_missing_reports_where_asked():
+    mute = replace(batch(8, 0), reports=("",) * 8)
+    nothing_written = replace(DATA, reports=())
+    stage = ImageTextEncoderStage(ImageTextEncoderConfig(text=TEXT, missing_reports="labels"))
+    module = stage.build({}, nothing_written)
+    labels, known = mute.findings, mute.finding_mask
+    texts = stage._texts(mute, labels, known)
+    for row, text in enumerate(texts):
+        for column, name in enumerate(mute.finding_names):
+            stated = f"There is {name.replace('_', ' ')}." in text
+            assert stated == bool(labels[row, column] == 1)
+    assert float(stage.loss(module, mute, 0).parts["contrastive"]) > 0
+    reported = replace(mute, reports=("Written by a person.",) * 8)
+    assert stage._texts(reported, labels, known) == ["Written by a person."] * 8
+
+
 def test_text_settings_are_checked():
     with pytest.raises(ConfigError, match=r"width \(64\) must be divisible by heads \(5\)"):
         validate(ImageTextEncoderConfig, {"text": {"heads": 5}})

@@ -46,6 +46,8 @@ class LoaderConfig(Config):
     """What an uncertain label counts as; see `labels.apply_uncertainty`."""
     fold: Literal["all", "a", "b"] = "all"
     """Patients to train on: all of the split, or one of two halves by a hash of the patient."""
+    order: Literal["studies", "patients"] = "studies"
+    """What is shuffled within a block: studies, or patients, whose studies then stay together in a batch."""
     block_studies: int = 1024
     """Studies that are read, decoded and shuffled together (4 row groups); fewer for large images."""
 

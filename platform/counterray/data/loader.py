@@ -137,7 +137,10 @@ class BlockReader:
         rows = len(columns["image"])
         order: NDArray[Any] = np.arange(rows)
         if self.plan.seed is not None:
-            order = np.random.default_rng((self.plan.seed, epoch, place)).permutation(rows)
+            generator = np.random.default_rng((self.plan.seed, epoch, place))
+            order = generator.permutation(rows)
+            if self.config.order == "patients":
+                order = _by_patient(columns["patient_id"], generator)
         first = self.start.row if index == self.start.block else 0
         columns = {name: values[order[first:]] for name, values in columns.items()}
         columns["block"] = np.full(rows - first, index)
@@ -212,6 +215,12 @@ def _execution(reader: BlockReader, blocks: int, cpus: float | None) -> ray.data
     )
     context.execution_options = options
     return execution
+
+
+def _by_patient(patients: NDArray[Any], generator: np.random.Generator) -> NDArray[np.int64]:
+    """Patients in random order, each one's rows together."""
+    _, codes = np.unique(patients.astype(str), return_inverse=True)
+    return np.argsort(generator.permutation(codes.max(initial=0) + 1)[codes], kind="stable")
 
 
 @lru_cache(maxsize=4)

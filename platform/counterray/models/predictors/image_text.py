@@ -58,6 +58,9 @@ class ImageTextEncoderConfig(StageConfig):
     """Weight of the linear head's cross-entropy beside the contrastive loss's 1."""
     overlap_weight: float = Field(default=0.5, ge=0, le=1)
     """Share of the contrastive target that follows the overlap of findings; 0 is CLIP."""
+    missing_reports: Literal["skip", "labels"] = "skip"
+    """Images without a report: left out of the contrastive loss, or given sentences made of their known
+    labels by ``prompts``, for sources that have labels alone."""
     prompts: tuple[str, str] = ("There is {finding}.", "There is no {finding}.")
     """Texts that state and deny a finding, compared with an image without further training."""
     augmentation: Literal["none", "light"] = "light"
@@ -212,7 +215,10 @@ class ImageTextEncoderStage(PredictorStage):
         self.finding_names = chosen(
             self.config.findings, data.finding_names, setting="findings", what="findings"
         )
-        self._tokenizer = train_tokenizer(data.reports, self.config.text)
+        reports = [*data.reports]
+        if self.config.missing_reports == "labels":
+            reports += self._sentences(self.finding_names, 0) + self._sentences(self.finding_names, 1)
+        self._tokenizer = train_tokenizer(reports, self.config.text)
         self._data = data
         return ImageTextEncoder(self.config, self._tokenizer, self.finding_names, data.image_size)
 
@@ -225,8 +231,9 @@ class ImageTextEncoderStage(PredictorStage):
                 f"The batch has {len(batch)} images and {len(batch.reports)} reports; the image-text encoder "
                 "needs a report (it may be empty) for each image."
             )
-        output = self._forward(module, image, batch.reports)
-        written = torch.tensor([bool(report.strip()) for report in batch.reports], device=image.device)
+        texts = self._texts(batch, labels, known)
+        output = self._forward(module, image, texts)
+        written = torch.tensor([bool(text.strip()) for text in texts], device=image.device)
         targets = overlap_targets(labels[written], known[written], self.config.overlap_weight)
         pairs = output.image.new_zeros(())
         if len(targets) > 1:
@@ -249,14 +256,15 @@ class ImageTextEncoderStage(PredictorStage):
         reports: list[str] = []
         with evaluating(module):
             for batch in batches:
-                output = self._forward(module, batch.image, batch.reports)
+                batch_labels, batch_known = labels_of(batch, self.finding_names)
+                batch_texts = self._texts(batch, batch_labels, batch_known)
+                output = self._forward(module, batch.image, batch_texts)
                 images.append(output.image)
                 texts.append(output.text)
                 logits.append(output.logits)
-                batch_labels, batch_known = labels_of(batch, self.finding_names)
                 labels.append(batch_labels)
                 known.append(batch_known)
-                reports += batch.reports
+                reports += batch_texts
                 example = batch.image[:1]
             truth, counts = torch.cat(labels), torch.cat(known)
             metrics = finding_metrics(torch.cat(logits), truth, counts, self.finding_names)
@@ -296,6 +304,22 @@ class ImageTextEncoderStage(PredictorStage):
         output: ImageTextOutput = module(image, codes.to(image.device), present.to(image.device))
         return output
 
+    def _texts(self, batch: Batch, labels: Tensor, known: Tensor) -> list[str]:
+        """A text for each image: its report, or what ``missing_reports`` puts in its place."""
+        if self.config.missing_reports == "skip":
+            return list(batch.reports)
+        texts = []
+        for report, row, stated in zip(batch.reports, labels.tolist(), known.tolist(), strict=True):
+            named = [pair for pair in zip(self.finding_names, row, stated, strict=True) if pair[2]]
+            present = self._sentences([name for name, value, _ in named if value == 1], 0)
+            denied = [name for name, value, _ in named if value == 0 and name != "no_finding"]
+            absent = self._sentences(denied, 1)
+            texts.append(report if report.strip() else " ".join(present or absent))
+        return texts
+
+    def _sentences(self, names: Sequence[str], prompt: int) -> list[str]:
+        return [self.config.prompts[prompt].format(finding=name.replace("_", " ")) for name in names]
+
     def _zero_shot(
         self, module: nn.Module, example: Tensor, features: Tensor, names: Sequence[str]
     ) -> Tensor:
@@ -304,8 +328,7 @@ class ImageTextEncoderStage(PredictorStage):
         The prompts pass through `forward` beside any one image, as engines that shard parameters gather
         them for that entry only.
         """
-        spoken = [name.replace("_", " ") for name in names]
-        prompts = [prompt.format(finding=name) for prompt in self.config.prompts for name in spoken]
+        prompts = self._sentences(names, 0) + self._sentences(names, 1)
         text = self._forward(module, example, prompts).text
         return features @ (text[: len(names)] - text[len(names) :]).T
 
