@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 from counterray import catalog
 from counterray.bundle import open_bundle
 from counterray.data.dataset import Dataset
-from counterray.storage import resolve
+from counterray.storage import StorageError, resolve
 from counterray.training.run_folder import RunError, RunLock
 from tests.cluster.runs import fit, killing_a_worker_after
 
@@ -154,3 +156,42 @@ def test_a_folder_with_a_run_needs_resume_and_the_same_settings(data: str, tmp_p
 def test_a_stage_with_inputs_names_the_one_that_is_missing(data: str, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"gsvae needs a identity_encoder bundle: set inputs.identity"):
         fit(tmp_path / "run", data, stage="gsvae", backbone={})
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with little room."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("mounting a small tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_room(
+    data: str, small_disk: Path, uninterrupted: dict[str, torch.Tensor]
+) -> None:
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(200 << 10))
+    with pytest.raises((RunError, StorageError), match="No space left on device"):
+        fit(small_disk / "run", data, resources={"max_failures": 0})
+    filler.unlink()
+    subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
+    resumed = fit(small_disk / "run", data, resume=True)
+    assert distance(resumed.bundle.tensors(), uninterrupted) == 0
+
+
+def test_a_damaged_shard_is_named(phantom_dataset: Dataset, tmp_path: Path) -> None:
+    shutil.copytree(phantom_dataset.location.path, tmp_path / "data")
+    shard = next((tmp_path / "data" / "train").glob("*.parquet"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StorageError, match=rf"{shard.name}.*truncated"):
+        fit(tmp_path / "run", str(tmp_path / "data"))
+    shard.write_bytes(bytes(len(whole)))
+    with pytest.raises(RunError, match=rf"{shard.name}.*damaged"):
+        fit(tmp_path / "run", str(tmp_path / "data"), resources={"max_failures": 0})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ logger = logging.getLogger(__name__)
 
 COLLECTIVE_TIMEOUT_SECONDS = 1800
 """How long ranks wait for each other; rank 0 validates alone meanwhile."""
+
+
+OUR_ERRORS = ("StorageError", "MissingError", "BundleError", "ConfigError")
+"""Errors whose message says what a user can do, also when they happened in a data worker."""
 
 
 @dataclass(frozen=True)
@@ -178,10 +183,12 @@ def _require_inputs(stage: Stage, parents: Mapping[str, Bundle]) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost message of a failed fit, without Ray's traceback."""
-    failures = getattr(error, "worker_failures", {})
-    inner = next(iter(failures.values()), error)
-    while getattr(inner, "cause", None) or inner.__cause__:
-        inner = getattr(inner, "cause", None) or inner.__cause__
-    lines = [line for line in str(inner).splitlines() if line.strip()]
-    return f"{type(inner).__name__}: {lines[-1] if lines else 'no message'}"
+    """The message behind a failed fit, without Ray's tracebacks: ours, if one of our errors is in them."""
+    text, link = "", next(iter(getattr(error, "worker_failures", {}).values()), error)
+    while link is not None:
+        text += f"\n{type(link).__name__}: {link}"
+        link = getattr(link, "cause", None) or link.__cause__
+    found = re.findall(r"^(?:[\w.]+\.)?(\w+(?:Error|Exception)): (.+)$", text, flags=re.MULTILINE)
+    ours = [pair for pair in found if pair[0] in OUR_ERRORS]
+    name, message = (ours or found or [(type(error).__name__, str(error))])[-1]
+    return f"{name}: {message}"
