@@ -73,7 +73,7 @@ def run_pipeline(path: Path, config: PipelineConfig, *, root: str | None, out: s
     """
     started = time.monotonic()
     place = resolve(out).uri
-    prepared = {name: _prepare(path, stage) for name, stage in config.stages.items()}
+    prepared = {name: prepare(path, stage) for name, stage in config.stages.items()}
     manifest = ingest(config.ingest, root, f"{place}/data")
     studies = sum(int(split["studies"]) for split in manifest.counts.values())
     logger.info("data: %d studies after %.0f s", studies, time.monotonic() - started)
@@ -89,7 +89,7 @@ def run_pipeline(path: Path, config: PipelineConfig, *, root: str | None, out: s
     return {**result, "seconds": round(time.monotonic() - started, 1)}
 
 
-def _prepare(path: Path, stage: StageRun) -> dict[str, Any]:
+def prepare(path: Path, stage: StageRun) -> dict[str, Any]:
     """A training's settings as plain values, checked before anything starts."""
     overrides = [f"{name}={value}" for name, value in stage.settings.items()]
     _, settings = catalog.read_training(path.parent / stage.config, overrides)
