@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -228,8 +229,10 @@ class Rank:
         module = self.plain.to(self.device).eval()
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(self.config.seed)
-            metrics = {k: float(v) for k, v in self.stage.validate(module, self._validation()).items()}
-            for name, images in self.stage.preview(module, next(self._validation())).items():
+            batches = self._validation()
+            first = next(batches)
+            metrics = {k: float(v) for k, v in self.stage.validate(module, chain([first], batches)).items()}
+            for name, images in self.stage.preview(module, first).items():
                 self.tracker.grid(name, self.progress.step, images)
         self.tracker.log("validation", self.progress.step, metrics)
         return self.progress.after_validation(
