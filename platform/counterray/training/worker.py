@@ -210,7 +210,7 @@ class Rank:
                 self.ema.update(weights)
 
     def _validate_and_save(self) -> None:
-        weights = self.engine.master_weights()
+        weights = {} if self.config.ema_decay else self.engine.master_weights()
         if self.ema:
             weights = {name: value.cpu() for name, value in self.ema.average.items()}
         shared: list[Progress | None] = [None]
