@@ -4,8 +4,8 @@
     python tests/benchmarks/gsvae_disentanglement.py --out runs/gsvae --arm no_group --seed 0
 
 Each call trains one arm on the phantom in the plain loop and writes ``<out>/<arm>-<seed>.json``; a finished
-run is not repeated, and the data and judges under ``<out>`` are made once, so that arms can run beside each
-other. After the last call, the table of all runs is printed. One core, 64x64: about two minutes for data and
+run is not repeated. The first call makes data and judges under ``<out>``; after it, arms can run beside each
+other. Every call prints the table of all finished runs. One core, 64x64: about two minutes for data and
 judges, five for an arm.
 
 Every test image receives the pathology of the next one. A classifier trained on other patients and from
@@ -51,7 +51,18 @@ from counterray.training.loop import repeat, require_finite
 SIZE = 64
 TRAIN, TEST = 4000, 1000
 LEAST_POSITIVES = 50
-LAPTOP = ("network.widths=[24, 48]", "network.transformer_width=64", "network.patch_size=4")
+# The paper's weights, but the supervision smaller beside the reconstruction: as published, the gradients of
+# L_cls, L_ID and L_PC are 20 to 30 times the reconstruction's, and in a thousand steps the decoder learns
+# textures that please the judges on a blurred mean image (SSIM 0.46 with a donor AUROC of 0.93).
+LAPTOP = (
+    "network.widths=[24, 48]",
+    "network.transformer_width=64",
+    "network.patch_size=4",
+    "weights.kl=0.0005",
+    "weights.classification=0.1",
+    "weights.identity=0.02",
+    "weights.pathology=0.05",
+)
 ARMS = {
     "full": (),
     "no_group": ("weights.identity=0", "weights.pathology=0"),
@@ -216,12 +227,13 @@ LUNGS = ("left_lung", "right_lung")
 
 @torch.no_grad()
 def area_deviation(segmentor, image, areas):
-    """Median of |area - true| / true by region."""
+    """Median of |area - true| / true: of each region, and of all regions of all images."""
     parts = [segmentor.areas(part) for part in image.split(250)]
-    return {
-        name: float(((torch.cat([part[name] for part in parts]) - area).abs() / area).median())
-        for name, area in areas.items()
+    deviations = {
+        name: (torch.cat([part[name] for part in parts]) - area).abs() / area for name, area in areas.items()
     }
+    each = {name: float(values.median()) for name, values in deviations.items()}
+    return {**each, "all": float(torch.cat(list(deviations.values())).median())}
 
 
 def evaluate(swapped, reconstruction, test, truth, judges):
@@ -296,7 +308,7 @@ def name_of(arguments):
 def table(folder):
     """One line a finished run, and the baselines once."""
     lines = [
-        "run                 seconds  AUROC donor  recipient  lung l / r / heart [%]  SSIM   |x - exact|"
+        "run                 seconds  AUROC donor  recipient  lung l / r / heart / all [%]  SSIM   |error|"
     ]
     baseline = {}
     for path in sorted(folder.glob("*.json")):
@@ -308,10 +320,10 @@ def table(folder):
 
 
 def _line(name, record, seconds):
-    areas = " / ".join(f"{100 * record['area_deviation'][region]:.1f}" for region in (*LUNGS, "heart"))
+    areas = " / ".join(f"{100 * record['area_deviation'][region]:.1f}" for region in (*LUNGS, "heart", "all"))
     donor, recipient = record["auroc_donor"]["macro"], record["auroc_recipient"]["macro"]
     return (
-        f"{name:20s}{seconds:7.0f}  {donor:11.3f}  {recipient:9.3f}  {areas:>22s}  "
+        f"{name:20s}{seconds:7.0f}  {donor:11.3f}  {recipient:9.3f}  {areas:>28s}  "
         f"{record['ssim_reconstruction']:.3f}  {record['absolute_error_exact']:.4f}"
     )
 
@@ -321,9 +333,9 @@ def main():
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--arm", choices=sorted(ARMS), default="full")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="a setting of gsvae")
     parser.add_argument("--tag", help="name of the run, where the arm's own is not enough")
     arguments = parser.parse_args()
