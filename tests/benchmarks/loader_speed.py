@@ -48,7 +48,7 @@ class Shards(IterableDataset[Batch]):
         reader = BlockReader(self.dataset, self.plan, LoaderConfig(), info, (), False, Position())
         index = first
         while True:
-            columns = reader({"id": [index]})  # type: ignore[dict-item]
+            columns = reader({"id": [index]}, first=0)  # type: ignore[dict-item]
             columns.pop("block")
             columns.pop("row")
             for start in range(0, len(columns["image"]) - BATCH + 1, BATCH):

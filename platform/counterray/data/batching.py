@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -159,18 +159,32 @@ def read_batches(
     config = config or LoaderConfig()
     dataset.require_split(split)
     info = dataset.info()
-    pending: Columns = {}
-    for shard in dataset.manifest.shards[split]:
-        groups = range(-(-shard.rows // ROW_GROUP_ROWS))
-        for group in groups:
-            table = read_row_groups(dataset, shard.file, [group], column_names(masks, reports))
-            decoded = decode(table, info, config, masks=masks, reports=reports)
-            pending = {k: np.concatenate([pending[k], v]) for k, v in decoded.items()} if pending else decoded
-            while len(pending["image"]) >= batch_size:
-                yield collate({name: values[:batch_size] for name, values in pending.items()}, info)
-                pending = {name: values[batch_size:] for name, values in pending.items()}
-    if pending and len(pending["image"]):
-        yield collate(pending, info)
+    parts = (
+        decode(
+            read_row_groups(dataset, shard.file, [group], column_names(masks, reports)),
+            info,
+            config,
+            masks=masks,
+            reports=reports,
+        )
+        for shard in dataset.manifest.shards[split]
+        for group in range(-(-shard.rows // ROW_GROUP_ROWS))
+    )
+    for columns in rebatch(parts, batch_size):
+        yield collate(columns, info)
+
+
+def rebatch(parts: Iterable[Columns], batch_size: int) -> Iterator[Columns]:
+    """Cuts and joins ``parts`` into ``batch_size`` rows each; the last may be smaller."""
+    held: Columns = {}
+    for part in parts:
+        held = {name: np.concatenate([held[name], rows]) for name, rows in part.items()} if held else part
+        whole = len(held["image"]) // batch_size * batch_size
+        for start in range(0, whole, batch_size):
+            yield {name: rows[start : start + batch_size] for name, rows in held.items()}
+        held = {name: rows[whole:] for name, rows in held.items()}
+    if held and len(held["image"]):
+        yield held
 
 
 def _images(encoded: list[bytes], size: int) -> NDArray[np.uint8]:

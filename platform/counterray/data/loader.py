@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -27,18 +28,20 @@ from counterray.data.batching import (
     column_names,
     decode,
     read_row_groups,
+    rebatch,
 )
 from counterray.data.dataset import ROW_GROUP_ROWS, Dataset, DatasetInfo
 from counterray.data.study import Batch
+from counterray.storage import StorageError
 
 BLOCK_BYTES = 64 * 2**20
 """Upper bound of a decoded block [bytes]; half of Ray Data's own target."""
 
-SEGMENT_BLOCKS = 256
-"""Blocks of one Ray Data execution; starting the next one costs a fraction of a second."""
+SEGMENT_BLOCKS = 8
+"""Most blocks of one Ray Data execution; starting the next one costs a fraction of a second."""
 
-BLOCKS_IN_FLIGHT = 6
-"""Decoded blocks that a rank's stream may keep in the object store."""
+SEGMENT_BYTES = 256 * 2**20
+"""Most decoded bytes of one execution; two are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Plan:
 
     Attributes:
         pieces: All row groups of the split as (shard file, row group).
+        rows: Studies of the split.
         groups_per_block: Row groups in a block.
         seed: Of the order, or ``None`` for the stored order (validation, evaluation).
         rank: This rank.
@@ -62,6 +66,7 @@ class Plan:
     """
 
     pieces: tuple[tuple[str, int], ...]
+    rows: int
     groups_per_block: int
     seed: int | None
     rank: int = 0
@@ -71,6 +76,11 @@ class Plan:
     def blocks_per_epoch(self) -> int:
         """Blocks that hold every study once, over all ranks."""
         return -(-len(self.pieces) // self.groups_per_block)
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of a block at most."""
+        return self.groups_per_block * ROW_GROUP_ROWS
 
     def block(self, index: int) -> tuple[int, int, list[tuple[str, int]]]:
         """Epoch, place in the epoch and row groups of this rank's block ``index``."""
@@ -103,7 +113,7 @@ def make_plan(
         for shard in dataset.manifest.shards[split]
         for group in range(-(-shard.rows // ROW_GROUP_ROWS))
     )
-    return Plan(pieces, max(1, studies // ROW_GROUP_ROWS), seed, rank, world_size)
+    return Plan(pieces, dataset.rows(split), max(1, studies // ROW_GROUP_ROWS), seed, rank, world_size)
 
 
 @dataclass(frozen=True)
@@ -118,9 +128,15 @@ class BlockReader:
     reports: bool
     start: Position
 
-    def __call__(self, ids: dict[str, NDArray[np.int64]]) -> Columns:
-        """Decoded rows of block ``start.block + ids["id"][0]``, with ``block`` and ``row`` columns."""
-        index = self.start.block + int(ids["id"][0])
+    @property
+    def segment_blocks(self) -> int:
+        """Blocks of one segment: two of them fit into `SEGMENT_BYTES` each."""
+        row_bytes = self.info.image_size**2 * (1 + len(self.masks))
+        return max(1, min(SEGMENT_BLOCKS, SEGMENT_BYTES // (row_bytes * self.plan.block_rows)))
+
+    def __call__(self, ids: dict[str, NDArray[np.int64]], *, first: int) -> Columns:
+        """Decoded rows of block ``first + ids["id"][0]``, with ``block`` and ``row`` columns."""
+        index = first + int(ids["id"][0])
         epoch, place, pieces = self.plan.block(index)
         names = column_names(self.masks, self.reports)
         parts = [
@@ -141,10 +157,10 @@ class BlockReader:
             order = generator.permutation(rows)
             if self.config.order == "patients":
                 order = _by_patient(columns["patient_id"], generator)
-        first = self.start.row if index == self.start.block else 0
-        columns = {name: values[order[first:]] for name, values in columns.items()}
-        columns["block"] = np.full(rows - first, index)
-        columns["row"] = np.arange(first, rows)
+        skipped = self.start.row if index == self.start.block else 0
+        columns = {name: values[order[skipped:]] for name, values in columns.items()}
+        columns["block"] = np.full(rows - skipped, index)
+        columns["row"] = np.arange(skipped, rows)
         return columns
 
 
@@ -176,45 +192,55 @@ def stream(
     Yields:
         A batch, and the position after it: a stream started there continues with the next batch.
     """
-    position = start or Position()
     info = dataset.info()
-    remaining = plan.blocks_per_epoch - position.block
-    while endless or position.block < plan.blocks_per_epoch:
-        reader = BlockReader(dataset, plan, config, info, masks, reports, position)
-        blocks = _execution(reader, SEGMENT_BLOCKS if endless else remaining, cpus)
-        last_block = position.block + (SEGMENT_BLOCKS if endless else remaining)
-        carried = 0
-        for columns in blocks.iter_batches(
-            batch_size=batch_size, batch_format="numpy", prefetch_batches=2, drop_last=endless
-        ):
-            position = Position(int(columns.pop("block")[-1]), int(columns.pop("row")[-1]) + 1)
-            carried += 1
-            yield collate(columns, info), position
-        if endless and not carried:
-            raise ValueError(
-                f"loader: a segment of {SEGMENT_BLOCKS} blocks holds fewer than batch_size = {batch_size} "
-                f"studies (fold {config.fold!r}). Lower the batch size or ingest more studies."
-            )
-        # Rows of the segment's last, incomplete batch are dropped: fewer than one batch in 256 blocks.
-        position = Position(last_block)
+    if endless and plan.rows < batch_size:
+        raise StorageError(
+            f"batch_size = {batch_size} is more than the {plan.rows} studies of the split. Lower it, or "
+            "ingest more studies."
+        )
+    reader = BlockReader(dataset, plan, config, info, masks, reports, start or Position())
+    for columns in rebatch(_blocks(reader, endless=endless, cpus=cpus), batch_size):
+        position = Position(int(columns.pop("block")[-1]), int(columns.pop("row")[-1]) + 1)
+        yield collate(columns, info), position
 
 
-def _execution(reader: BlockReader, blocks: int, cpus: float | None) -> ray.data.Dataset:
-    execution = ray.data.range(blocks, override_num_blocks=blocks).map_batches(
-        reader, batch_size=1, batch_format="numpy"
+def _blocks(reader: BlockReader, *, endless: bool, cpus: float | None) -> Iterator[Columns]:
+    """Blocks from the reader's start on; while one segment is consumed the next is being made.
+
+    A segment is a Ray Data execution of its own that runs to its end: an execution that waits for its
+    consumer polls all the while, in the process that trains.
+    """
+    block, last = reader.start.block, reader.plan.blocks_per_epoch
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="segment") as maker:
+
+        def make(first: int) -> Future[ray.data.MaterializedDataset] | None:
+            count = reader.segment_blocks if endless else min(reader.segment_blocks, last - first)
+            return maker.submit(_segment, reader, first, count, cpus) if count > 0 else None
+
+        coming, empty = make(block), 0
+        while coming is not None:
+            segment = coming.result()
+            block += reader.segment_blocks
+            coming = make(block)
+            for columns in segment.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1):
+                empty = 0 if len(columns["image"]) else empty + 1
+                if empty >= last:
+                    raise StorageError(f"loader.fold {reader.config.fold!r} holds no study of this split.")
+                yield columns
+
+
+def _segment(reader: BlockReader, first: int, count: int, cpus: float | None) -> ray.data.MaterializedDataset:
+    execution = ray.data.range(count, override_num_blocks=count).map_batches(
+        reader, batch_size=1, batch_format="numpy", fn_kwargs={"first": first}
     )
-    row_bytes = reader.info.image_size**2 * (1 + len(reader.masks))
-    block_bytes = row_bytes * reader.plan.groups_per_block * ROW_GROUP_ROWS
     context = execution.context
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     options = copy.copy(context.execution_options)
     options.preserve_order = True
-    options.resource_limits = ExecutionResources(
-        cpu=cpus, object_store_memory=max(64 * 2**20, BLOCKS_IN_FLIGHT * block_bytes)
-    )
+    options.resource_limits = ExecutionResources(cpu=cpus)
     context.execution_options = options
-    return execution
+    return execution.materialize()
 
 
 def _by_patient(patients: NDArray[Any], generator: np.random.Generator) -> NDArray[np.int64]:
