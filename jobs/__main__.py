@@ -8,11 +8,18 @@ from jobs import demo, evaluate, ingest, train
 
 app = typer.Typer(
     name="python -m jobs",
-    help="The jobs of counterray. Every job runs on a local Ray, or on a cluster with --address.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback(invoke_without_command=True)
+def listing(context: typer.Context) -> None:
+    """The jobs of counterray. Every job runs on a local Ray, or on a cluster with --address."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
 app.command("ingest")(ingest.main)
 app.command("train")(train.main)
 app.command("evaluate")(evaluate.main)

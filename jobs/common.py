@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -40,7 +41,14 @@ def connect(address: str | None) -> None:
     if ray.is_initialized():
         return
     if address is not None or "RAY_ADDRESS" in os.environ:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        try:
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise StorageError(
+                f"No Ray answers at --address {address or os.environ['RAY_ADDRESS']} "
+                f"({type(error).__name__}). Give the address of a running cluster, such as "
+                "ray://head:10001, or leave it out for a local Ray."
+            ) from error
         return
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -67,12 +75,20 @@ def run(
     except user_errors() as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
-    typer.echo(json.dumps(result) if as_json else summary(result))
+    typer.echo(json.dumps(_plain(result), allow_nan=False) if as_json else summary(result))
+
+
+def _plain(value: Any) -> Any:
+    """The same with null for numbers that are not finite, for which JSON has no word."""
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def user_errors() -> tuple[type[Exception], ...]:
     """Errors whose message is for the user; any other is a defect and keeps its traceback."""
     from counterray.data.ingest import IngestError
     from counterray.training.run_folder import RunError
+    from jobs.evaluation import EvaluationError
 
-    return (BundleError, ConfigError, IngestError, RunError, StorageError)
+    return (BundleError, ConfigError, EvaluationError, IngestError, RunError, StorageError)

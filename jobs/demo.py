@@ -26,7 +26,7 @@ def main(
     def work() -> Mapping[str, Any]:
         from jobs.pipeline import read_pipeline, run_pipeline
 
-        path = CONFIGS / f"{data}.yaml"
+        path = CONFIGS / f"{Path(data).name}.yaml"
         config = read_pipeline(path, overrides or [])
         connect(address)
         return run_pipeline(path, config, root=root, out=out or f".local/demo/{data}")

@@ -17,7 +17,7 @@ from counterray.data.loader import make_plan, stream
 from counterray.data.study import Batch
 from counterray.evaluation.generator import Judges, evaluate_counterfactuals, shuffled_donors
 from counterray.evaluation.judge import judge_metrics, open_judge
-from counterray.evaluation.metric import Metric
+from counterray.evaluation.metric import as_json
 from counterray.evaluation.opening import exact_counterfactuals, gather, open_editor
 from counterray.evaluation.report import Report, Section
 from counterray.evaluation.sections import (
@@ -29,12 +29,16 @@ from counterray.evaluation.sections import (
     provenance_section,
 )
 from counterray.evaluation.wording import SYNTHETIC_NOTICE
-from counterray.storage import MissingError, resolve
+from counterray.storage import MissingError, StorageError, resolve
 
 logger = logging.getLogger(__name__)
 
 SCORING = ("classifier", "segmentor", "identity_encoder")
 """Stages whose bundles can score a generator."""
+
+
+class EvaluationError(ValueError):
+    """A bundle cannot be scored on a dataset; the message says why."""
 
 
 class EvaluateConfig(Config):
@@ -59,28 +63,32 @@ def evaluate(
 
     Raises:
         BundleError: If a bundle cannot be trusted, or cannot score.
+        EvaluationError: If the dataset does not have what the bundle is scored on.
         StorageError: If something cannot be read or written.
     """
     dataset, bundle = open_dataset(data), open_bundle(model)
     scorers = [open_bundle(uri) for uri in judges]
-    _refuse_shared_judges(bundle, scorers)
-    batch = _studies(dataset, config.split, config.studies, masks=dataset.manifest.mask_names)
-    if bundle.method == "predictors":
-        metrics, report = _judge_report(bundle, dataset, batch, config)
-    else:
-        metrics, report = _generator_report(bundle, scorers, dataset, batch, config)
+    _require_scorers(bundle, scorers)
+    try:
+        batch = _studies(dataset, config.split, config.studies, masks=dataset.manifest.mask_names)
+        if bundle.method == "predictors":
+            metrics, report = _judge_report(bundle, dataset, batch, config)
+        else:
+            metrics, report = _generator_report(bundle, scorers, dataset, batch, config)
+    except ValueError as error:
+        raise EvaluationError(
+            f"{bundle.location.uri} cannot be scored on {dataset.location.uri}: {error}"
+        ) from error
     place = resolve(out)
-    (place / "metrics.json").write_json({metric.key: metric.as_json() for metric in metrics})
+    (place / "metrics.json").write_json(metrics)
     (place / "report.html").write_bytes(report.render().encode())
-    return {
-        "metrics": {metric.key: metric.as_json()["value"] for metric in metrics},
-        "report": (place / "report.html").uri,
-    }
+    values = {name: metric["value"] for name, metric in metrics.items()}
+    return {"metrics": values, "report": (place / "report.html").uri}
 
 
 def _generator_report(
     bundle: Bundle, scorers: Sequence[Bundle], dataset: Dataset, batch: Batch, config: EvaluateConfig
-) -> tuple[list[Metric], Report]:
+) -> tuple[dict[str, Any], Report]:
     judges = {scorer.stage: open_judge(scorer) for scorer in scorers}
     evaluation = evaluate_counterfactuals(
         open_editor(bundle),
@@ -112,12 +120,15 @@ def _generator_report(
         judges=by_judge,
         records={source.stage: _training_log(source) for source in (bundle, *scorers)},
     )
-    return [*evaluation.metrics, *(metric for rows in by_judge.values() for metric in rows)], report
+    values = as_json(evaluation.metrics)
+    for stage, rows in by_judge.items():
+        values |= {f"judge.{stage}.{name}": metric for name, metric in as_json(rows).items()}
+    return values, report
 
 
 def _judge_report(
     bundle: Bundle, dataset: Dataset, batch: Batch, config: EvaluateConfig
-) -> tuple[list[Metric], Report]:
+) -> tuple[dict[str, Any], Report]:
     metrics = judge_metrics(bundle, batch, minimum_positives=config.minimum_positives)
     report = Report(f"Judge {bundle.stage}", "A frozen network that scores images.", SYNTHETIC_NOTICE, "")
     for section in (
@@ -130,7 +141,7 @@ def _judge_report(
         limits_section(),
     ):
         report.add(section)
-    return metrics, report
+    return as_json(metrics), report
 
 
 def _studies(dataset: Dataset, split: str, limit: int, masks: tuple[str, ...] = ()) -> Batch:
@@ -140,19 +151,41 @@ def _studies(dataset: Dataset, split: str, limit: int, masks: tuple[str, ...] = 
     return gather((batch for batch, _ in batches), limit=limit)
 
 
-def _refuse_shared_judges(bundle: Bundle, scorers: Sequence[Bundle]) -> None:
-    used = {parent["checksum"] for parent in bundle.manifest["parents"].values()}
+def _require_scorers(bundle: Bundle, scorers: Sequence[Bundle]) -> None:
+    """Raises unless the judges can score this generator, each in a role of its own and apart from it."""
+    if scorers and bundle.method == "predictors":
+        raise BundleError(
+            f"{bundle.location.uri} is itself a judge ({bundle.stage}), which no judge scores: leave out "
+            "--judge."
+        )
+    stages = [scorer.stage for scorer in scorers]
     for scorer in scorers:
-        if scorer.stage not in SCORING:
+        if scorer.stage not in SCORING or stages.count(scorer.stage) > 1:
             raise BundleError(
-                f"The bundle at {scorer.location.uri} is of stage {scorer.stage}, which does not score "
-                f"generators. Those that do: {', '.join(SCORING)}."
+                f"--judge {scorer.location.uri} is of stage {scorer.stage}. One judge of each of these can "
+                f"score a generator: {', '.join(SCORING)}."
             )
-        if scorer.checksum in used:
-            raise BundleError(
-                f"The judge at {scorer.location.uri} took part in the losses of this generator, so its "
-                "scores would flatter it. Train another one: another seed, and loader.fold b instead of a."
-            )
+    for role, parent in bundle.manifest["parents"].items():
+        for scorer in scorers:
+            _require_apart(scorer, role, parent)
+
+
+def _require_apart(scorer: Bundle, role: str, parent: Mapping[str, Any]) -> None:
+    """Raises if a judge is that of a loss, or saw the same patients with the same seed."""
+    same = scorer.checksum == parent["checksum"]
+    if not same and scorer.stage == parent["stage"]:
+        try:
+            trained = open_bundle(parent["uri"]).config
+        except (BundleError, StorageError):
+            logger.warning("the judge of the loss %r is gone, so its patients cannot be compared", role)
+            return
+        folds = {scorer.config["loader"]["fold"], trained["loader"]["fold"]}
+        same = scorer.config["seed"] == trained["seed"] or len(folds) == 1 or "all" in folds
+    if same:
+        raise BundleError(
+            f"The judge {scorer.location.uri} is not apart from the generator's loss {role!r}, so its scores "
+            "would flatter it. Train it with another seed, and the two on loader.fold a and b."
+        )
 
 
 def _facts(dataset: Dataset, config: EvaluateConfig) -> dict[str, str]:

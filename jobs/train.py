@@ -25,9 +25,13 @@ def main(
 
     def work() -> Mapping[str, Any]:
         from counterray import catalog
+        from counterray.storage import resolve
         from counterray.training.ray_train import train
+        from counterray.training.run_folder import RunError
 
         stage, settings = catalog.read_training(config, overrides or ())
+        if resume and not (resolve(out) / "run.json").exists():
+            raise RunError(f"--resume: {out} holds no training. Check --out, or begin one without --resume.")
         connect(address)
         method = catalog.entry(stage.name).method
         trained = train(stage, settings, method=method, data=data, out=out, resume=resume)

@@ -1,6 +1,6 @@
 """The Ray stream against a plain torch DataLoader: same shards, same decode, same cores, one run.
 
-    python tests/benchmarks/loader_speed.py [--studies 8000] [--image-size 64] [--s3]
+    python -m tests.benchmarks.loader_speed [--studies 8000] [--image-size 64] [--s3]
 
 Both read the same Parquet shards in the same shuffled order of row groups and make the same batches; the
 DataLoader has as many worker processes as there are cores. Printed: images/s of each, the ratio (more than 1:

@@ -1,6 +1,6 @@
 """A training step through Ray and DeepSpeed against the same stage in the plain loop, in one run.
 
-    python tests/benchmarks/training_overhead.py [--steps 60]
+    python -m tests.benchmarks.training_overhead [--steps 60]
 
 Both train the same stage on the same kind of batches with one thread; the plain loop's batches are in memory,
 so whatever Ray Data, DeepSpeed and the logging cost is counted against the platform. Printed: milliseconds of

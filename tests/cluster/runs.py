@@ -30,11 +30,11 @@ TINY: dict[str, Any] = {
 
 
 def settings(**changes: Any) -> dict[str, Any]:
-    """`TINY` with changes; a mapping changes single keys of a group."""
+    """`TINY` with changes; a mapping changes single keys of a group, ``None`` removes one."""
     merged = dict(TINY)
     for name, value in changes.items():
         merged[name] = {**merged.get(name, {}), **value} if isinstance(value, dict) else value
-    return merged
+    return {name: value for name, value in merged.items() if value is not None}
 
 
 def fit(out: Path, data: str, *, resume: bool = False, **changes: Any) -> Trained:

@@ -14,8 +14,11 @@ from typing import Any
 
 import pytest
 
-from counterray.bundle import open_bundle
+from counterray.bundle import BundleError, open_bundle
+from counterray.data.dataset import Dataset
 from counterray.storage import resolve
+from jobs.evaluation import EvaluateConfig, evaluate
+from tests.cluster.runs import fit
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -146,3 +149,35 @@ def test_bad_settings_and_places_are_one_clear_line(tmp_path: Path, make_bucket:
     assert f"{bucket}-gone" in refusal(
         command("ingest", "--source", "phantom", "--out", f"{bucket}-gone/data", **{"source.studies": "8"})
     )
+
+
+def test_a_generator_is_scored_by_judges_apart_from_it_in_numbers_of_its_own(
+    ray_cluster: None, phantom_dataset: Dataset, tmp_path: Path
+) -> None:
+    data = phantom_dataset.location.uri
+    tiny: dict[str, Any] = {"stage": "identity_encoder", "steps": 2, "checkpoint": {"every_steps": 2}}
+    judges = {
+        fold: fit(tmp_path / fold, data, **tiny, seed=seed, loader={"fold": fold}).bundle
+        for seed, fold in enumerate(("a", "b"))
+    }
+    generator = fit(
+        tmp_path / "gsvae",
+        data,
+        stage="gsvae",
+        steps=2,
+        checkpoint={"every_steps": 2},
+        backbone=None,
+        network={"widths": [8, 8], "transformer_width": 16, "transformer_layers": 1},
+        weights={"pathology": 0.0},
+        inputs={"identity": judges["a"].location.uri},
+    ).bundle
+    config = EvaluateConfig(studies=24, cycles=(1,))
+    places = {"model": generator.location.uri, "data": data, "out": str(tmp_path / "report")}
+    scored = evaluate(config, **places, judges=[judges["b"].location.uri])
+    assert "identity_top1" in scored["metrics"]
+    assert "judge.identity_encoder.identity_top1" in scored["metrics"]
+    assert (tmp_path / "report" / "report.html").is_file()
+    with pytest.raises(BundleError, match="is not apart from the generator's loss 'identity'"):
+        evaluate(config, **places, judges=[judges["a"].location.uri])
+    with pytest.raises(BundleError, match="One judge of each"):
+        evaluate(config, **places, judges=[judges["b"].location.uri] * 2)

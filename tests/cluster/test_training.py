@@ -47,7 +47,7 @@ def test_a_run_leaves_a_bundle_metrics_and_events(data: str, tmp_path: Path) -> 
     )
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["split"] == "train"] == list(range(1, 9))
-    assert [line["step"] for line in lines if line["split"] == "validation"] == [4, 8]
+    assert [line["step"] for line in lines if line["split"] == "validation"] == [0, 4, 8]
     rates = [line["lr"] for line in lines if line["split"] == "train"]
     assert rates[:2] == pytest.approx([5e-4, 1e-3])
     assert rates[-1] < rates[3] < rates[2]
@@ -154,8 +154,10 @@ def test_a_folder_with_a_run_needs_resume_and_the_same_settings(data: str, tmp_p
 
 
 def test_a_stage_with_inputs_names_the_one_that_is_missing(data: str, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"gsvae needs a identity_encoder bundle: set inputs.identity"):
-        fit(tmp_path / "run", data, stage="gsvae", backbone={})
+    with pytest.raises(
+        RunError, match=r"gsvae needs the bundle of a stage identity_encoder: set inputs.identity"
+    ):
+        fit(tmp_path / "run", data, stage="gsvae", backbone=None)
 
 
 @pytest.fixture

@@ -171,7 +171,12 @@ def open_dataset(uri: str) -> Dataset:
             f"There is no dataset at {location.uri}: manifest.json is missing. It is written when an ingest "
             "ends; run (or run again) python -m jobs ingest."
         )
-    manifest = DatasetManifest.model_validate(target.read_json())
+    try:
+        manifest = DatasetManifest.model_validate(target.read_json())
+    except ValueError:
+        raise StorageError(
+            f"{target.uri} is not the manifest of a dataset. Give --data the folder that an ingest wrote."
+        ) from None
     if manifest.format != FORMAT:
         raise StorageError(
             f"The dataset at {location.uri} has format {manifest.format}; this version reads {FORMAT}. "

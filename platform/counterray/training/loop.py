@@ -69,6 +69,6 @@ def require_finite(losses: Losses, step: int) -> None:
         return
     wrong = [name for name, value in losses.parts.items() if not torch.isfinite(value)] or ["total"]
     raise FloatingPointError(
-        f"The loss is not finite at step {step}: {', '.join(sorted(wrong))}. Training stopped; the last "
-        "checkpoint is untouched. Lower optimizer.lr, or set optimizer.clip_norm."
+        f"The loss is not finite at step {step}: {', '.join(sorted(wrong))}. Training stopped. Train "
+        "anew into another --out with a lower optimizer.lr or a smaller optimizer.clip_norm."
     )

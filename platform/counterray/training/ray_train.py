@@ -116,8 +116,8 @@ def _fit(job: Job, place: Location) -> ray.train.Result:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise RunError(
-            f"Training in {place.uri} failed: {_cause(error)}. The last checkpoint is kept: mend the cause "
-            "and run the same command with --resume."
+            f"Training in {place.uri} failed: {_cause(error)} Mend the cause and run the same "
+            "command with --resume; it goes on from the last checkpoint, or begins where there is none yet."
         ) from error
     failure = (result.return_value or {}).get("failure")
     if failure:
@@ -153,7 +153,13 @@ def _export(
         judges={role: parent.checksum for role, parent in parents.items()},
         data_fingerprint=dataset.manifest.fingerprint,
         metrics=progress.metrics,
-        training={"steps": progress.step, "workers": progress.world_size},
+        training={
+            "optimizer steps": progress.step,
+            "workers": progress.world_size,
+            "source": dataset.manifest.source,
+            "training studies": dataset.rows("train"),
+            "validation studies": dataset.rows("validation"),
+        },
     )
     return Trained(bundle, progress.metrics)
 
@@ -171,7 +177,7 @@ def _require_inputs(stage: Stage, parents: Mapping[str, Bundle]) -> None:
     for role, kind in stage.inputs.items():
         if role not in parents:
             raise RunError(
-                f"Stage {stage.name} needs a {kind} bundle: set inputs.{role} to its folder or s3:// URI."
+                f"Stage {stage.name} needs the bundle of a stage {kind}: set inputs.{role} to its folder or s3:// URI."
             )
         parents[role].expect(kind)
     unknown = sorted(set(parents) - set(stage.inputs))

@@ -14,6 +14,7 @@ from typing import Any
 from counterray.storage import Location, StorageError
 
 HEARTBEAT_SECONDS = 10.0
+SETTLE_SECONDS = 0.5
 STALE_SECONDS = 60.0
 """A lock whose owner has not been heard of for this long belongs to a dead process."""
 
@@ -55,9 +56,8 @@ class RunLock:
                     f"another --out, or wait; a dead training's lock expires after {STALE_SECONDS:.0f} s."
                 )
         self._write()
-        if not self.out.is_local:
-            time.sleep(0.5)  # two that came at once: the last writer wins, the other one sees it here
-        if self.place.read_json()["token"] != self.token:
+        time.sleep(SETTLE_SECONDS)  # two that came at once: the last writer wins, the other one sees it here
+        if not self._is_ours():
             raise RunError(f"Another training took {self.out.uri} at the same moment. Choose another --out.")
         self.beating.start()
         return self
@@ -68,10 +68,14 @@ class RunLock:
         self.done.set()
         self.beating.join(timeout=5)
         try:
-            self.place.delete()
+            if self._is_ours():
+                self.place.delete()
         except StorageError:
             if error is None:
                 raise
+
+    def _is_ours(self) -> bool:
+        return bool(self.place.read_json()["token"] == self.token)
 
     def _write(self) -> None:
         self.place.write_json(
@@ -86,7 +90,8 @@ class RunLock:
     def _beat(self) -> None:
         while not self.done.wait(HEARTBEAT_SECONDS):
             try:
-                self._write()
+                if self._is_ours():
+                    self._write()
             except StorageError:
                 continue  # storage that is away for a while must not end a training
 

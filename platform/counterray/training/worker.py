@@ -123,6 +123,8 @@ class Rank:
         config, started = self.config, time.monotonic()
         first = self.progress.step
         accumulation = config.engine.gradient_accumulation
+        if self.plain is not None and first == 0:
+            self._measure(self.plain)  # what validation cannot do is better known now than after training
         batches = self._batches()
         while self.progress.step < config.steps and not self.progress.stopped:
             step = self.progress.step
@@ -224,9 +226,19 @@ class Rank:
 
     def _validated(self, weights: dict[str, Tensor]) -> Progress:
         assert self.plain is not None
-        assert self.tracker is not None
         self.plain.load_state_dict(weights)
-        module = self.plain.to(self.device).eval()
+        metrics = self._measure(self.plain)
+        return self.progress.after_validation(
+            metrics,
+            monitor=self.stage.monitor,
+            direction=self.stage.direction,
+            patience=self.config.checkpoint.patience,
+        )
+
+    def _measure(self, plain: nn.Module) -> dict[str, float]:
+        """Validates and paints previews, without a trace in the random state."""
+        assert self.tracker is not None
+        module = plain.to(self.device).eval()
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(self.config.seed)
             batches = self._validation()
@@ -235,12 +247,7 @@ class Rank:
             for name, images in self.stage.preview(module, first).items():
                 self.tracker.grid(name, self.progress.step, images)
         self.tracker.log("validation", self.progress.step, metrics)
-        return self.progress.after_validation(
-            metrics,
-            monitor=self.stage.monitor,
-            direction=self.stage.direction,
-            patience=self.config.checkpoint.patience,
-        )
+        return metrics
 
     def _validation(self) -> Iterator[Batch]:
         config = LoaderConfig(uncertainty=self.config.loader.uncertainty)
