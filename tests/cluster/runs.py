@@ -40,7 +40,9 @@ def settings(**changes: Any) -> dict[str, Any]:
 def fit(out: Path, data: str, *, resume: bool = False, **changes: Any) -> Trained:
     """Trains on the session's Ray."""
     stage, config = catalog.make_training(settings(**changes))
-    return train(stage, config, method="predictors", data=data, out=str(out), resume=resume)
+    return train(
+        stage, config, method=catalog.entry(stage.name).method, data=data, out=str(out), resume=resume
+    )
 
 
 @contextmanager
