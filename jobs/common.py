@@ -35,9 +35,10 @@ def connect(address: str | None) -> None:
     """Joins the Ray at ``address``, or the job's own cluster, or starts a quiet local one."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     import ray
+    import ray.data
 
+    ray.data.DataContext.get_current().enable_progress_bars = False
     if ray.is_initialized():
         return
     if address is not None or "RAY_ADDRESS" in os.environ:
