@@ -1,6 +1,6 @@
 """Images a second through ingest, and its share of what the same work does without Ray.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/ingest_speed.py [--images 2000] [--edge 256] [--cores 2]
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.ingest_speed [--images 2000] [--edge 256] [--cores 2]
 
 PNG files of ``--edge`` px become a 64 px dataset twice: by a plain loop over the chunks in one
 process, and by the ingest job on ``--cores`` cores, its workers warm. The last line is JSON; ``ratio`` is the

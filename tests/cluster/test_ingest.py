@@ -183,10 +183,25 @@ def test_an_official_split_that_is_not_there(root, tmp_path):
 
 
 def test_a_root_is_needed_and_must_exist(tmp_path):
-    with pytest.raises(SourceError, match="needs a root"):
+    with pytest.raises(SourceError, match="needs --root"):
         ingest(config(), None, str(tmp_path / "out"))
     with pytest.raises(SourceError, match="no folder"):
         ingest(config(), str(tmp_path / "absent"), str(tmp_path / "out2"))
+
+
+def test_a_failed_ingest_leaves_nothing_and_a_corrected_one_works(root, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(SourceError, match=r"no table all\.csv"):
+        ingest(config(), str(tmp_path), str(out))
+    assert not out.exists()
+    manifest = ingest(config(image_size=32), str(root), str(out))
+    assert sum(split["studies"] for split in manifest.counts.values()) == IMAGES
+
+
+def test_a_file_is_no_place_for_a_dataset(root, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(IngestError, match=r"--out .*out is a file; give an empty or a new folder"):
+        ingest(config(), str(root), str(tmp_path / "out"))
 
 
 def test_the_leak_of_the_real_nih_folders_is_mended(real_data, tmp_path):

@@ -22,6 +22,7 @@ from counterray.data.sources.base import UNASSIGNED
 from counterray.data.sources.covid_cxr import CovidCxr
 from counterray.data.sources.dicom_folder import DicomFolder
 from counterray.data.sources.iu_xray import IuXray
+from counterray.data.sources.nih_cxr14 import NihCxr14
 from counterray.data.sources.phantom import Phantom
 from counterray.data.sources.table import Table
 from counterray.data.sources.values import parse_age
@@ -274,6 +275,9 @@ def test_a_table_as_parquet_gives_the_same(tmp_path):
         ({"columns": {**COLUMNS, "sex": "gender"}}, "no column 'gender'"),
         ({"columns": {**COLUMNS, "findings": {"dragon": "edema"}}}, "dragon"),
         ({"columns": {**COLUMNS, "labels": "fold"}}, "label_map"),
+        ({"label_map": "nih"}, r"source\.label_map is 'nih'; known maps are .*nih_cxr14"),
+        ({"columns": {**COLUMNS, "findings": {"edema": "area"}}}, "'edema' holds a value that is none of"),
+        ({"file": "a.png"}, "no UTF-8 text"),
         ({"columns": {**COLUMNS, "measurements": {"x": "who"}}}, "no number"),
         ({"columns": {**COLUMNS, "split": "who"}}, "'p1', 'p2'"),
         ({"file": "other.csv"}, "no table other.csv"),
@@ -281,8 +285,23 @@ def test_a_table_as_parquet_gives_the_same(tmp_path):
 )
 def test_a_table_that_is_not_as_said(tmp_path, change, message):
     source = validate(Table, {"file": "all.csv", "columns": COLUMNS, **change})
-    with pytest.raises(SourceError, match=message):
+    with pytest.raises(ConfigError, match=message):
         source.listing(resolve(table_root(tmp_path)))
+
+
+def test_a_damaged_parquet_table_is_named(tmp_path):
+    root = table_root(tmp_path)
+    pd.read_csv(root / "all.csv").to_parquet(root / "all.parquet")
+    whole = (root / "all.parquet").read_bytes()
+    for damaged in (b"", whole[:-40], b"text" * 9):
+        (root / "all.parquet").write_bytes(damaged)
+        with pytest.raises(SourceError, match=r"all\.parquet is no whole Parquet file"):
+            validate(Table, {"file": "all.parquet", "columns": COLUMNS}).listing(resolve(root))
+
+
+def test_a_root_that_is_a_file_is_refused(tmp_path):
+    with pytest.raises(SourceError, match=r"--root .*all\.csv is a file; give the folder"):
+        NihCxr14().listing(resolve(table_root(tmp_path) / "all.csv"))
 
 
 def test_the_phantom_is_drawn_in_the_workers(tmp_path):
@@ -293,6 +312,15 @@ def test_the_phantom_is_drawn_in_the_workers(tmp_path):
     whole = draw_rows(PhantomConfig(studies=12, image_size=32, seed=5), 0, 12)
     assert [study.image_id for study in part] == [study.image_id for study in whole[4:7]]
     assert [study.image for study in part] == [study.image for study in whole[4:7]]
+
+
+def test_the_phantoms_image_size_is_checked_before_any_work():
+    with pytest.raises(ConfigError, match=r"image_size.*phantom gives images of 32 to 512 px.*got 1024"):
+        validate(IngestConfig, {"source": "phantom", "image_size": 1024})
+    assert validate(IngestConfig, {"source": "phantom", "image_size": 512}).image_size == 512
+    for edge in Phantom.image_sizes:
+        assert PhantomConfig(image_size=edge).image_size == edge
+    assert validate(IngestConfig, {"source": "nih_cxr14", "image_size": 1024}).image_size == 1024
 
 
 def test_an_unknown_source_lists_the_known_ones():

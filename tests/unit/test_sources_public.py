@@ -231,3 +231,36 @@ def test_padchest(tmp_path):
     assert (ill["findings"]["pneumothorax"], ill["findings"]["no_finding"]) == (0, 0)
     assert not listing.unknown_labels
     assert len(read(PadChest(), tmp_path, rows_of(listing))) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (NIH_2020.replace("Cardiomegaly", '"Cardiomegaly').encode(), "no CSV table.*quotes on both sides"),
+        (NIH_2020.replace("Edema", "\u00d6dem").encode("latin1"), "no UTF-8 text.*iconv"),
+        (gzip.compress(NIH_2020.encode())[:-20], r"cannot be unpacked.*again"),
+        (NIH_2020.replace(",2,411", ",abc,411").encode(), "'Patient ID' holds no whole number in row 2"),
+    ],
+)
+def test_a_label_file_that_cannot_be_read_is_named(tmp_path, content, message):
+    root = nih_root(tmp_path, "Data_Entry_2017.csv", NIH_2020)
+    (root / "Data_Entry_2017.csv").write_bytes(content)
+    with pytest.raises(SourceError, match=rf"(?s)Data_Entry_2017\.csv.*{message}") as caught:
+        NihCxr14().listing(resolve(root))
+    assert "abc" not in str(caught.value).replace(str(tmp_path), "")
+
+
+@pytest.mark.parametrize("labels", ["no list", "['pneumonia'", "7", "[1]"])
+def test_a_padchest_row_without_a_list_of_labels_is_set_aside(tmp_path, labels):
+    header = "ImageID,StudyDate_DICOM,PatientID,PatientBirth,PatientSex_DICOM,Projection,Manufacturer_DICOM"
+    rows = [f"a.png,20120101,p1,1961.0,F,PA,X,r,{labels}", "b.png,someday,p2,1961.0,F,PA,X,r,['pneumonia']"]
+    path = tmp_path / "PADCHEST_chest_x_ray_images_labels_160K.csv"
+    path.write_text("\n".join([f"{header},Report,Labels", *rows]) + "\n")
+    for seed, name in enumerate(("a.png", "b.png")):
+        write_image(tmp_path / name, seed)
+    listing = PadChest().listing(resolve(tmp_path))
+    assert listing.rejected == (Rejection("a", "label_missing", "Labels is no list"),)
+    (row,) = rows_of(listing)
+    assert (row["image_id"], row["age"], row["findings"]["pneumonia"]) == ("b", None, 1)
+    assert listing.notes["not_present"] == 0

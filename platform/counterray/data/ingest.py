@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray.data
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 import counterray
 from counterray.config import Config
@@ -24,7 +24,7 @@ from counterray.data.chunks import INDEX_SCHEMA, Chunk, Index
 from counterray.data.dataset import FORMAT, SPLITS, DatasetManifest, Shard
 from counterray.data.pixels import Fit
 from counterray.data.sources import AnySource, Listing, SourceError
-from counterray.data.sources.base import UNASSIGNED
+from counterray.data.sources.base import UNASSIGNED, is_file
 from counterray.data.splits import SplitConfig, assign_splits
 from counterray.data.study import SCHEMA_VERSION
 from counterray.storage import Location, StorageError, resolve
@@ -64,6 +64,15 @@ class IngestConfig(Config):
     def _name_alone(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
 
+    @field_validator("image_size")
+    @classmethod
+    def _within_source(cls, value: int, info: ValidationInfo) -> int:
+        source = info.data.get("source")
+        if source is not None and not source.image_sizes[0] <= value <= source.image_sizes[1]:
+            lowest, highest = source.image_sizes
+            raise ValueError(f"the source {source.name} gives images of {lowest} to {highest} px")
+        return value
+
 
 def ingest(config: IngestConfig, root: str | None, out: str) -> DatasetManifest:
     """Ingests a source. Running it again does only what is missing.
@@ -86,10 +95,12 @@ def ingest(config: IngestConfig, root: str | None, out: str) -> DatasetManifest:
     target = resolve(out)
     origin = resolve(root if root is not None else ".")
     if root is None and config.source.name != "phantom":
-        raise SourceError(f"The source {config.source.name} needs a root: the folder that holds its files.")
-    _claim(target, config)
+        raise SourceError(f"The source {config.source.name} needs --root: the folder that holds its files.")
+    _check_folder(target, config)
     listing = config.source.listing(origin)
     records, notes = _prepared(listing, config)
+    if not (target / _CONFIG_FILE).exists():
+        (target / _CONFIG_FILE).write_json(config.model_dump(mode="json"))
     planned = _plan(records, config)
     indexes = _write_missing(planned, config, origin, target)
     indexes = _without_duplicates(planned, indexes, config, origin, target)
@@ -113,8 +124,10 @@ def ingest(config: IngestConfig, root: str | None, out: str) -> DatasetManifest:
     return manifest
 
 
-def _claim(target: Location, config: IngestConfig) -> None:
-    """Makes the folder this configuration's own, or says why it cannot be."""
+def _check_folder(target: Location, config: IngestConfig) -> None:
+    """Says why the folder cannot be this configuration's own, where it cannot."""
+    if is_file(target):
+        raise IngestError(f"--out {target.uri} is a file; give an empty or a new folder.")
     place = target / _CONFIG_FILE
     wanted = config.model_dump(mode="json")
     if not place.exists():
@@ -122,7 +135,6 @@ def _claim(target: Location, config: IngestConfig) -> None:
             raise IngestError(
                 f"{target.uri} holds files, but no ingest of ours. Give --out an empty or a new folder."
             )
-        place.write_json(wanted)
         return
     known = place.read_json()
     old, new = _flat(known), _flat(wanted)

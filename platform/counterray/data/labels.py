@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 from pydantic import model_validator
 
-from counterray.config import Config, load
+from counterray.config import Config, ConfigError, load
 
 FINDINGS = (
     "no_finding",
@@ -143,13 +143,19 @@ class LabelMap(Config):
             For each row, finding to 1 (present), 0 (absent) or -1 (uncertain); what is empty is missing.
 
         Raises:
-            ValueError: If a value is none of these.
+            ConfigError: If a value is none of these.
         """
         targets = {self.no_finding: ("no_finding",), **self.labels}
         targets = {column: targets[column] for column in targets if column in table.columns}
-        numbers = table[list(targets)].replace("", "nan").astype(float).to_numpy()
-        if not (np.isnan(numbers) | np.isin(numbers, (-1, 0, 1))).all():
-            raise ValueError("A label column holds a value that is none of 1, 0, -1 and empty.")
+        columns = [pd.to_numeric(table[name].replace("", "nan"), errors="coerce") for name in targets]
+        for name, column in zip(targets, columns, strict=True):
+            stated = ~table[name].isin(("", "nan"))
+            if not column[stated].isin((-1, 0, 1)).all():
+                raise ConfigError(
+                    f"The label column {name!r} holds a value that is none of 1, 0, -1 and empty. "
+                    "Mend it in the label file."
+                )
+        numbers = np.stack([column.to_numpy(dtype=float) for column in columns], axis=1)
         return [
             {
                 finding: int(value)
@@ -165,6 +171,14 @@ class LabelMap(Config):
         return set(labels) - set(self.labels) - {self.no_finding} - set(self.uninformative)
 
 
+_MAPS = Path(__file__).parent / "label_maps"
+
+
+def label_maps() -> tuple[str, ...]:
+    """Names of the label maps, sorted."""
+    return tuple(sorted(path.stem for path in _MAPS.glob("*.yaml")))
+
+
 @cache
 def label_map(source: str) -> LabelMap:
     """The label map of a source, from ``label_maps/<source>.yaml``.
@@ -172,4 +186,4 @@ def label_map(source: str) -> LabelMap:
     Raises:
         ConfigError: If there is none, or it names a finding outside of the vocabulary.
     """
-    return load(LabelMap, Path(__file__).parent / "label_maps" / f"{source}.yaml")
+    return load(LabelMap, _MAPS / f"{source}.yaml")

@@ -6,6 +6,8 @@ import csv
 import gzip
 import io
 import posixpath
+import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,6 +89,8 @@ class Source(Config, ABC):
 
     vocabulary: ClassVar[Mapping[str, tuple[str, ...]]] = {"sex": ("female", "male")}
     """Categorical attributes whose values the source fixes; the values of the others are those seen."""
+    image_sizes: ClassVar[tuple[int, int]] = (32, 2048)
+    """Smallest and largest edge of the square images that the source can give [px]."""
     official_split: ClassVar[str | None] = None
     """What holds the source's own split, or ``None`` where it has none."""
 
@@ -207,6 +211,15 @@ def read_file(root: Location, path: str) -> bytes:
     return data
 
 
+def is_file(location: Location) -> bool:
+    """Whether a file, rather than a folder or nothing, is at ``location``."""
+    try:
+        location.size()
+    except MissingError:
+        return False
+    return True
+
+
 def list_files(root: Location, suffixes: Sequence[str] = ()) -> dict[str, int]:
     """All files below ``root``.
 
@@ -220,6 +233,8 @@ def list_files(root: Location, suffixes: Sequence[str] = ()) -> dict[str, int]:
     Raises:
         SourceError: If there is no such folder.
     """
+    if is_file(root):
+        raise SourceError(f"--root {root.uri} is a file; give the folder that holds the source's files.")
     files = root.sizes()
     if not files and not root.exists():
         raise SourceError(f"There is no folder {root.uri}; --root names the source's top folder.")
@@ -268,17 +283,93 @@ def read_csv(root: Location, path: str, columns: Sequence[str], *, comment: str 
         comment: Lines that begin so are comments; empty for none.
 
     Raises:
-        SourceError: If a column is missing; the message names the columns that are there.
+        SourceError: If the file is damaged, empty, no UTF-8 or no table, or a column is missing; the message
+            names the columns that are there.
     """
-    data = (root / path).read_bytes()
-    text = (gzip.decompress(data) if data[:2] == _GZIP_MAGIC else data).decode("utf-8-sig", errors="replace")
+    place = f"{root.uri}/{path}"
+    text = read_text(root, path)
     if comment:
         text = "\n".join(line for line in text.splitlines() if not line.startswith(comment))
-    table = pd.read_csv(
-        io.StringIO(text), dtype=str, keep_default_na=False, index_col=False, quoting=csv.QUOTE_MINIMAL
-    ).fillna("")
-    require_columns(table, columns, f"{root.uri}/{path}")
+    try:
+        table = pd.read_csv(
+            io.StringIO(text), dtype=str, keep_default_na=False, index_col=False, quoting=csv.QUOTE_MINIMAL
+        ).fillna("")
+    except pd.errors.EmptyDataError:
+        raise SourceError(f"{place} is empty; it needs a line of column names. Fetch it again.") from None
+    except pd.errors.ParserError as error:
+        # The parser's message numbers lines and fields, and quotes none.
+        raise SourceError(
+            f"{place} is no CSV table: {str(error).strip()}. Mend that row, or fetch the file again; a field "
+            "that holds a comma or a line break needs quotes on both sides."
+        ) from None
+    require_columns(table, columns, place)
     return table
+
+
+def read_text(root: Location, path: str) -> str:
+    """A text file below ``root``, unpacked if it is ``.gz``.
+
+    Raises:
+        SourceError: If it is damaged or no UTF-8.
+    """
+    place = f"{root.uri}/{path}"
+    data = (root / path).read_bytes()
+    try:
+        return (gzip.decompress(data) if data[:2] == _GZIP_MAGIC else data).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SourceError(
+            f"{place} is no UTF-8 text (byte {error.start}). Convert it, such as "
+            "with iconv -f latin1 -t utf-8."
+        ) from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise SourceError(
+            f"{place} cannot be unpacked ({type(error).__name__}). Fetch the file again."
+        ) from None
+
+
+def read_parquet(root: Location, path: str, columns: Sequence[str]) -> pd.DataFrame:
+    """Reads a Parquet file as text, a null as an empty string.
+
+    Raises:
+        SourceError: If the file is damaged, or a column is missing.
+    """
+    place = f"{root.uri}/{path}"
+    data = io.BytesIO((root / path).read_bytes())
+    try:
+        frame = pd.read_parquet(data)
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(
+            f"{place} is no whole Parquet file ({type(error).__name__}). Write or fetch it again."
+        ) from None
+    require_columns(frame, columns, place)
+    return frame.astype(object).where(frame.notna(), "").astype(str)
+
+
+def parse_column(
+    table: pd.DataFrame, column: str, parse: Callable[[str], Value], *, place: str, expected: str
+) -> list[Value]:
+    """Every text of a column, parsed.
+
+    Args:
+        table: Rows that still have the index under which the file was read.
+        column: Name of the column.
+        parse: Raises `ValueError` for a text that it cannot read.
+        place: The file.
+        expected: What the column holds, for the message.
+
+    Raises:
+        SourceError: Naming the file, the column and the row, never the text, which may identify a patient.
+    """
+    values = []
+    for row, text in zip(table.index, table[column], strict=True):
+        try:
+            values.append(parse(text))
+        except ValueError:
+            raise SourceError(
+                f"{place}: the column {column!r} holds no {expected} in row {row + 1} below the header. "
+                "Mend or remove that row."
+            ) from None
+    return values
 
 
 def require_columns(table: pd.DataFrame, columns: Sequence[str], place: str) -> None:
@@ -329,6 +420,15 @@ def shared(function: Callable[[Key], Value], keys: Iterable[Key]) -> list[Value]
 
 
 def read_excel(root: Location, path: str) -> pd.DataFrame:
-    """Reads an Excel sheet as text, an empty cell as an empty string."""
+    """Reads an Excel sheet as text, an empty cell as an empty string.
+
+    Raises:
+        SourceError: If the file is damaged.
+    """
     data = io.BytesIO((root / path).read_bytes())
-    return pd.read_excel(data, dtype=str, keep_default_na=False, engine="openpyxl").fillna("")
+    try:
+        return pd.read_excel(data, dtype=str, keep_default_na=False, engine="openpyxl").fillna("")
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise SourceError(
+            f"{root.uri}/{path} is no whole Excel file ({type(error).__name__}). Fetch the file again."
+        ) from None

@@ -21,6 +21,7 @@ from counterray.data.sources.base import (
     find_file,
     find_optional,
     list_files,
+    parse_column,
     read_csv,
     record_table,
     require_columns,
@@ -146,10 +147,10 @@ def _severities(root: Location, files: Mapping[str, int], names: Iterable[str]) 
     columns = [column for column, _ in _SEVERITIES.values()]
     table = read_csv(root, path, ["filename", *columns], comment="##")
     scores: dict[str, dict[str, float]] = {}
-    for row in rows_of(table):
-        scores[row["filename"]] = {
-            name: float(row[column]) / top for name, (column, top) in _SEVERITIES.items()
-        }
+    for name, (column, top) in _SEVERITIES.items():
+        read = parse_column(table, column, float, place=f"{root.uri}/{path}", expected="number")
+        for file, value in zip(table["filename"], read, strict=True):
+            scores.setdefault(file, {})[name] = value / top
     return [scores.get(name, {}) for name in names]
 
 

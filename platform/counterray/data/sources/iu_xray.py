@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import posixpath
 import tarfile
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -131,16 +132,27 @@ class IuXray(Source):
 
 
 def _from_archive(data: bytes) -> Iterator[_Examination]:
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        for member in archive:
-            if member.name.endswith(".xml"):
-                stream = archive.extractfile(member)
-                if stream is not None:
-                    yield _from_xml(stream.read())
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            for member in archive:
+                if member.name.endswith(".xml"):
+                    stream = archive.extractfile(member)
+                    if stream is not None:
+                        yield _from_xml(stream.read())
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise SourceError(
+            f"NLMCXR_reports.tgz is no whole archive ({type(error).__name__}). Fetch the file again."
+        ) from None
 
 
 def _from_xml(data: bytes) -> _Examination:
-    tree = ElementTree.fromstring(data)
+    try:
+        tree = ElementTree.fromstring(data)
+    except ElementTree.ParseError as error:
+        line, column = error.position
+        raise SourceError(
+            f"A report below --root is no XML (line {line}, column {column}). Fetch the reports again."
+        ) from None
     identifier = tree.find("uId")
     if identifier is None:
         raise SourceError("A report's XML has no uId; it is not one of the Open-i collection.")

@@ -24,7 +24,7 @@ from counterray.data.sources.base import (
     record_table,
     rows_of,
 )
-from counterray.data.sources.values import or_none, parse_sex, plausible_ages
+from counterray.data.sources.values import or_none, parse_sex, plausible_ages, years_between
 from counterray.storage import Location
 
 _SPLITS = {"train": "train", "validate": "validation", "test": "test"}
@@ -126,12 +126,8 @@ def _race(admissions: pd.DataFrame) -> dict[str, str]:
 
 
 def _ages(table: pd.DataFrame) -> list[str]:
-    return [
-        str(int(row["anchor_age"]) + int(row["StudyDate"][:4]) - int(row["anchor_year"]))
-        if row["anchor_age"]
-        else ""
-        for row in rows_of(table)
-    ]
+    born = [years_between(row["anchor_age"], row["anchor_year"]) for row in rows_of(table)]
+    return [years_between(year, date[:4]) for year, date in zip(born, table["StudyDate"], strict=True)]
 
 
 def _stem(path: str) -> str:

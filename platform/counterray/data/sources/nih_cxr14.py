@@ -22,7 +22,9 @@ from counterray.data.sources.base import (
     find_file,
     find_optional,
     list_files,
+    parse_column,
     read_csv,
+    read_text,
     record_table,
     shared,
 )
@@ -69,7 +71,13 @@ class NihCxr14(Source):
         records = record_table(
             {
                 "image_id": [posixpath.splitext(name)[0] for name in present["Image Index"]],
-                "patient_id": [f"{int(text):08d}" for text in present["Patient ID"]],
+                "patient_id": parse_column(
+                    present,
+                    "Patient ID",
+                    lambda text: f"{int(text):08d}",
+                    place=f"{root.uri}/{labels_path}",
+                    expected="whole number",
+                ),
                 "split": _official_split(root, files, present["Image Index"]),
                 "view": [text or None for text in present["View Position"]],
                 "sex": map(parse_sex, present["Patient Gender"]),
@@ -97,7 +105,7 @@ def _official_split(root: Location, files: Mapping[str, int], names: pd.Series[s
     for file, split in (("train_val_list.txt", TRAIN_VALIDATION), ("test_list.txt", "test")):
         path = find_optional(files, file)
         if path is not None:
-            splits.update(dict.fromkeys((root / path).read_bytes().decode().split(), split))
+            splits.update(dict.fromkeys(read_text(root, path).split(), split))
     return [splits.get(name) for name in names]
 
 

@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 import pandas as pd
 
 from counterray.data.labels import label_map
+from counterray.data.pixels import Rejection
 from counterray.data.sources.base import (
     IMAGE_SUFFIXES,
     Listing,
@@ -26,7 +27,7 @@ from counterray.data.sources.base import (
     rows_of,
     shared,
 )
-from counterray.data.sources.values import or_none, parse_sex, plausible_ages
+from counterray.data.sources.values import or_none, parse_sex, plausible_ages, years_between
 from counterray.storage import Location
 
 _COLUMNS = (
@@ -62,11 +63,13 @@ class PadChest(Source):
         labels_path = find_file(root, files, "PADCHEST_chest_x_ray_images_labels*.csv")
         table = read_csv(root, labels_path, _COLUMNS)
         images = {posixpath.basename(path): path for path in files if path.lower().endswith(IMAGE_SUFFIXES)}
-        present = table[table["ImageID"].isin(list(images))]
-        if present.empty:
+        found = table[table["ImageID"].isin(list(images))]
+        if found.empty:
             raise SourceError(f"None of the {len(table)} images in {labels_path} is below {root.uri}.")
         mapping = label_map(self.name)
-        labels = shared(_labels, present["Labels"])
+        read = shared(_labels, found["Labels"])
+        is_list = [row is not None for row in read]
+        present, labels = found[is_list], [row for row in read if row is not None]
         ages, implausible = plausible_ages(_ages(present))
         paths = [images[name] for name in present["ImageID"]]
         records = record_table(
@@ -85,25 +88,34 @@ class PadChest(Source):
         )
         return Listing(
             records=records,
-            notes={"not_present": len(table) - len(present), "implausible_age": implausible},
+            rejected=tuple(
+                Rejection(posixpath.splitext(name)[0], "label_missing", "Labels is no list")
+                for name, is_read in zip(found["ImageID"], is_list, strict=True)
+                if not is_read
+            ),
+            notes={"not_present": len(table) - len(found), "implausible_age": implausible},
             unknown_labels=Counter(label for row in labels for label in mapping.unknown(row)),
         )
 
 
-def _labels(text: str) -> tuple[str, ...]:
-    """Labels from the text of a Python list; an empty field says as little as ``unchanged``."""
+def _labels(text: str) -> tuple[str, ...] | None:
+    """Labels from the text of a Python list, ``None`` where it is none.
+
+    An empty field says as little as ``unchanged``.
+    """
     if not text.strip():
         return ("unchanged",)
-    return tuple(label.strip() for label in ast.literal_eval(text) if label.strip())
+    try:
+        labels = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        return None
+    return tuple(label.strip() for label in labels if label.strip())
 
 
 def _ages(table: pd.DataFrame) -> list[str]:
-    return [
-        str(int(row["StudyDate_DICOM"][:4]) - int(float(row["PatientBirth"])))
-        if _stated(row["PatientBirth"]) and _stated(row["StudyDate_DICOM"])
-        else ""
-        for row in rows_of(table)
-    ]
+    return [years_between(row["PatientBirth"], row["StudyDate_DICOM"][:4]) for row in rows_of(table)]
 
 
 def _stated(text: str) -> str | None:

@@ -27,6 +27,7 @@ class Phantom(Source):
     """Seed of the dataset: another seed, other patients."""
 
     vocabulary: ClassVar[Mapping[str, tuple[str, ...]]] = VOCABULARY
+    image_sizes: ClassVar[tuple[int, int]] = (32, 512)
 
     def listing(self, root: Location) -> Listing:
         """Numbers the studies; whose they are is drawn by the workers; see `Source.listing`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import posixpath
 from collections import Counter
 from typing import ClassVar, Literal
@@ -11,16 +10,17 @@ import pandas as pd
 from pydantic import Field
 
 from counterray.config import Config
-from counterray.data.labels import FINDINGS, LabelMap, label_map
+from counterray.data.labels import FINDINGS, LabelMap, label_map, label_maps
 from counterray.data.pixels import Rejection
 from counterray.data.sources.base import (
     Listing,
     Source,
     SourceError,
     list_files,
+    parse_column,
     read_csv,
+    read_parquet,
     record_table,
-    require_columns,
     rows_of,
     shared,
 )
@@ -140,6 +140,10 @@ class Table(Source):
         columns = self.columns
         if columns.labels is not None and self.label_map is None:
             raise SourceError("source.columns.labels is set; source.label_map must say which map reads it.")
+        if self.label_map is not None and self.label_map not in label_maps():
+            raise SourceError(
+                f"source.label_map is {self.label_map!r}; known maps are {', '.join(label_maps())}."
+            )
         outside = sorted(set(columns.findings) - set(FINDINGS))
         if outside:
             raise SourceError(
@@ -149,12 +153,8 @@ class Table(Source):
             raise SourceError(f"There is no table {self.file} below {root.uri} (source.file).")
         plain = [name for name in columns.model_dump().values() if isinstance(name, str)]
         grouped = [*columns.findings.values(), *columns.measurements.values(), *columns.masks.values()]
-        if self.file.endswith(".parquet"):
-            frame = pd.read_parquet(io.BytesIO((root / self.file).read_bytes()))
-            table = frame.astype(object).where(frame.notna(), "").astype(str)
-            require_columns(table, [*plain, *grouped], f"{root.uri}/{self.file}")
-            return table
-        return read_csv(root, self.file, [*plain, *grouped])
+        read = read_parquet if self.file.endswith(".parquet") else read_csv
+        return read(root, self.file, [*plain, *grouped])
 
     def _texts(self, table: pd.DataFrame, column: str | None) -> list[str]:
         return [""] * len(table) if column is None else table[column].tolist()
@@ -194,13 +194,20 @@ class Table(Source):
 
     def _measurements(self, table: pd.DataFrame) -> list[dict[str, float]]:
         columns = self.columns.measurements
-        try:
-            return [
-                {name: float(row[column]) for name, column in columns.items() if row[column].strip()}
-                for row in rows_of(table)
-            ]
-        except ValueError as error:
-            raise SourceError(f"A column of source.columns.measurements holds no number: {error}") from None
+        read = {
+            name: parse_column(
+                table,
+                column,
+                lambda text: float(text) if text.strip() else None,
+                place=f"{self.file} (source.columns.measurements.{name})",
+                expected="number",
+            )
+            for name, column in columns.items()
+        }
+        return [
+            {name: value for name, values in read.items() if (value := values[row]) is not None}
+            for row in range(len(table))
+        ]
 
     def _masks(self, table: pd.DataFrame, folder: str) -> list[dict[str, str]]:
         return [

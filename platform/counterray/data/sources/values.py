@@ -39,6 +39,14 @@ def parse_positive(text: str | None) -> float | None:
     return value if math.isfinite(value) and value > 0 else None
 
 
+def years_between(first: str, last: str) -> str:
+    """The years from one year to another as text for `parse_age`; empty where one of them is no year."""
+    try:
+        return str(int(float(last)) - int(float(first)))
+    except (ValueError, OverflowError):
+        return ""
+
+
 def or_none(text: str | None) -> str | None:
     """The text without surrounding white space, or ``None`` where it is empty."""
     return (text or "").strip() or None
