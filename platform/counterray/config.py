@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 
 ConfigType = TypeVar("ConfigType", bound="Config")
 
@@ -87,13 +87,18 @@ def _assign(values: dict[str, Any], override: str) -> None:
     try:
         node[last] = _parse(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {key}: {text!r} is not valid YAML: {error}") from None
+        shown = error.problem if isinstance(error, yaml.MarkedYAMLError) else type(error).__name__
+        # Not the value: it may be a secret.
+        raise ConfigError(f"--set {key}: the value is not valid YAML: {shown}; put it in quotes.") from None
 
 
 def _explain(schema: type[BaseModel], detail: Any) -> str:
     *parents, last = [str(part) for part in detail["loc"]] or ["file"]
     if detail["type"] != "extra_forbidden":
         key = ".".join(_follow(schema, [*parents, last])[0])
+        if isinstance(detail.get("input"), dict) or _is_secret(schema, [*parents, last]):
+            # A group may hold a secret among its values.
+            return f"Setting {key}: {detail['msg']}."
         return f"Setting {key}: {detail['msg']} (got {detail.get('input')!r})."
     keys, models = _follow(schema, parents)
     known = sorted({name for model in models for name in model.model_fields})
@@ -121,6 +126,13 @@ def _follow(schema: type[BaseModel], location: Sequence[str]) -> tuple[list[str]
             continue
         keys.append(part)
     return keys, models
+
+
+def _is_secret(schema: type[BaseModel], location: Sequence[str]) -> bool:
+    """Whether the setting at a pydantic location is of a secret type."""
+    _, models = _follow(schema, location[:-1])
+    fields = (model.model_fields.get(location[-1]) for model in models)
+    return any(field is not None and field.annotation is SecretStr for field in fields)
 
 
 def _has_tag(model: type[BaseModel], tag: str) -> bool:

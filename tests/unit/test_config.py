@@ -113,7 +113,7 @@ def test_a_group_that_a_file_left_empty_can_be_overridden(tmp_path):
         ("=3", "--set '=3' is not of the form a.b=c."),
         ("optimizer.=3", "--set 'optimizer.=3' is not of the form a.b=c."),
         (".lr=3", "--set '.lr=3' is not of the form a.b=c."),
-        ("optimizer.betas=[1", "--set optimizer.betas: '[1' is not valid YAML"),
+        ("optimizer.betas=[1", "--set optimizer.betas: the value is not valid YAML"),
     ],
 )
 def test_overrides_that_are_none(override, message):

@@ -98,7 +98,8 @@ def test_a_voi_table_is_applied():
 @pytest.mark.parametrize(
     ("tags", "detail"),
     [
-        ({"BodyPartExamined": "EXTREMITY"}, "EXTREMITY"),
+        ({"BodyPartExamined": "LEG OF JOHN DOE"}, "BodyPartExamined is not a chest$"),
+        ({"Modality": "JOHN_DOE"}, "Modality is unknown"),
         ({"Modality": "CT"}, "CT"),
         ({"Modality": "OT", "BodyPartExamined": ""}, "OT"),
     ],

@@ -160,12 +160,28 @@ def test_iu_without_reports_says_what_it_looked_for(tmp_path):
         IuXray().listing(resolve(tmp_path))
 
 
+@pytest.mark.parametrize("salt", ["", " ", "**********"])
+def test_dicom_without_a_secret_salt_is_refused(tmp_path, salt):
+    (tmp_path / "a.dcm").write_bytes(b"x")
+    with pytest.raises(SourceError, match=r"set source\.salt to a secret of your own.*never written"):
+        validate(DicomFolder, {"salt": salt}).listing(resolve(tmp_path))
+
+
+@pytest.mark.parametrize("source", [{"name": "dicom_folder", "salt": 98765}, {"nam": "x", "salt": 98765}])
+def test_a_salt_is_not_echoed_by_an_error(source):
+    with pytest.raises(ConfigError, match="source") as caught:
+        validate(IngestConfig, {"source": source})
+    assert "98765" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"source\.salt.*in quotes") as caught:
+        load(IngestConfig, None, ["source.salt=[98765"])
+    assert "98765" not in str(caught.value)
+
+
 def test_the_real_dicom_folder(real_data, caplog):
     root = real_data / "dicom_cxr"
-    source = DicomFolder()
-    with caplog.at_level(logging.WARNING):
+    source = validate(DicomFolder, {"salt": "a secret of the test"})
+    with caplog.at_level(logging.DEBUG):
         listing = source.listing(resolve(root))
-    assert "published default" in caplog.text
     items = read(source, root, rows_of(listing))
     assert Counter(getattr(item, "reason", "kept") for item in items) == {"kept": 4, "not_chest": 1}
     kept = [item for item in items if not isinstance(item, Rejection)]
@@ -176,7 +192,7 @@ def test_the_real_dicom_folder(real_data, caplog):
     assert copies[0].pixel_spacing == pytest.approx(0.168 * 1024 / 64)
     philips = next(study for study in kept if study.scanner)
     assert philips.pixel_spacing is None, "the file states a spacing of 0"
-    text = repr(items)
+    text = repr(items) + caplog.text
     for identifier in ("9RG1", "16d7f894", "Covid0000", "1.2.276", "Hamburg", "1.3.6.1", "RG1_J2KI"):
         assert identifier not in text
 

@@ -20,6 +20,9 @@ CHEST_MODALITIES = {"CR", "DX", "DR", "RG"}
 GENERIC_MODALITIES = {"", "OT", "SC"}
 """Modalities that say nothing; the body part must then be stated."""
 
+# What a reason may name: a header's own text may be anything, a patient's name too.
+_KNOWN_MODALITIES = {*CHEST_MODALITIES, "CT", "MG", "MR", "NM", "OT", "PT", "PX", "RF", "SC", "US", "XA"}
+
 CHEST_BODY_PARTS = ("CHEST", "THORAX", "LUNG")
 """Words in ``BodyPartExamined`` that mean a chest image."""
 
@@ -55,9 +58,12 @@ def read_dicom(data: bytes) -> pydicom.Dataset:
     body_part = str(dataset.get("BodyPartExamined") or "").strip().upper()
     is_chest = any(word in body_part for word in CHEST_BODY_PARTS)
     if body_part and not is_chest:
-        raise Rejected("not_chest", f"BodyPartExamined is {body_part}")
+        raise Rejected("not_chest", "BodyPartExamined is not a chest")
     if modality not in CHEST_MODALITIES and not (modality in GENERIC_MODALITIES and is_chest):
-        raise Rejected("not_chest", f"Modality is {modality or 'empty'}, body part {body_part or 'empty'}")
+        stated = modality if modality in _KNOWN_MODALITIES else "unknown"
+        raise Rejected(
+            "not_chest", f"Modality is {stated}, BodyPartExamined is {'a chest' if is_chest else 'empty'}"
+        )
     return dataset
 
 
@@ -84,9 +90,8 @@ def decode_dicom(dataset: pydicom.Dataset) -> npt.NDArray[np.float32]:
             if stored.ndim == 3 and not is_grey:
                 return decode(_png_of_colour(stored))
             if stored.ndim != 2 or not is_grey:
-                raise Rejected(
-                    "unreadable", f"{stored.ndim}-dimensional pixels, {photometric or 'no'} colours"
-                )
+                colours = "grey" if is_grey else "other"
+                raise Rejected("unreadable", f"{stored.ndim}-dimensional pixels, {colours} colours")
             values = _displayed(dataset, stored)
     except Rejected:
         raise

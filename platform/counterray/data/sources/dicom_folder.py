@@ -6,7 +6,6 @@ Reference: DICOM PS3.15, Annex E (attribute confidentiality), https://dicom.nema
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 import posixpath
 from collections.abc import Mapping
@@ -31,10 +30,7 @@ from counterray.data.sources.values import or_none, parse_age, parse_positive, p
 from counterray.data.study import Study
 from counterray.storage import Location
 
-logger = logging.getLogger(__name__)
-
 _SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
-_PUBLISHED_SALT = "counterray"
 
 
 class DicomFolder(Source):
@@ -47,14 +43,20 @@ class DicomFolder(Source):
 
     name: Literal["dicom_folder"] = "dicom_folder"
     """The source's name."""
-    salt: SecretStr = SecretStr(_PUBLISHED_SALT)
-    """Salt of the hashes. Set a secret of your own: with a known one, a known patient number can be looked
-    for. It is never written. Another salt gives other identifiers and other splits."""
+    salt: SecretStr = SecretStr("")
+    """Salt of the hashes, a secret of your own: with a known one, every patient number can be tried. It is
+    needed and is never written. Another salt gives other identifiers and other splits."""
 
     vocabulary: ClassVar[Mapping[str, tuple[str, ...]]] = {"sex": ("female", "male"), "view": ("PA", "AP")}
 
     def listing(self, root: Location) -> Listing:
         """Lists the files, unread: whose they are is found by the workers; see `Source.listing`."""
+        # A config that an ingest has written shows stars in the secret's place.
+        if not self.salt.get_secret_value().strip(" *"):
+            raise SourceError(
+                "source.salt is not set: set source.salt to a secret of your own, a long random text; "
+                "it is never written."
+            )
         files = {
             path: size
             for path, size in list_files(root).items()
@@ -65,10 +67,6 @@ class DicomFolder(Source):
             raise SourceError(
                 f"There is no DICOM file below {root.uri}: "
                 f"none ends in {', '.join(_SUFFIXES)} or has no suffix."
-            )
-        if self.salt.get_secret_value() == _PUBLISHED_SALT:
-            logger.warning(
-                "identifiers are hashed with the published default; set source.salt to a secret of your own"
             )
         records = record_table(
             {
