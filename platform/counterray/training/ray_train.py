@@ -177,7 +177,8 @@ def _require_inputs(stage: Stage, parents: Mapping[str, Bundle]) -> None:
     for role, kind in stage.inputs.items():
         if role not in parents:
             raise RunError(
-                f"Stage {stage.name} needs the bundle of a stage {kind}: set inputs.{role} to its folder or s3:// URI."
+                f"Stage {stage.name} needs the bundle of a stage {kind}: set inputs.{role} to its folder "
+                "or s3:// URI."
             )
         parents[role].expect(kind)
     unknown = sorted(set(parents) - set(stage.inputs))
