@@ -39,6 +39,7 @@ def connect(address: str | None) -> None:
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that they are off
     if ray.is_initialized():
         return
     if address is not None or "RAY_ADDRESS" in os.environ:
