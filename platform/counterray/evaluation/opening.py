@@ -16,6 +16,8 @@ from counterray.data.phantom.studies import parents_of
 from counterray.data.study import Batch
 from counterray.evaluation.counterfactuals import Editor, swap_editor
 from counterray.evaluation.generator import Exact
+from counterray.models.generator import Generator
+from counterray.models.gsvae.generator import GSVAEGenerator
 from counterray.models.gsvae.mechanism import GSVAEMechanism
 from counterray.models.gsvae.stages import GSVAEConfig
 from counterray.models.gsvae.stages import load as load_gsvae
@@ -28,10 +30,7 @@ def open_editor(bundle: Bundle) -> Editor:
         ValueError: If the bundle is no generator that edits a given image.
     """
     if bundle.stage != "gsvae":
-        raise ValueError(
-            f"The bundle at {bundle.location.uri} was made by the stage {bundle.stage!r}, which edits no "
-            "images. Generators that do are: gsvae."
-        )
+        raise _no_generator(bundle)
     metadata = bundle.metadata
     return swap_editor(
         GSVAEMechanism(
@@ -39,6 +38,28 @@ def open_editor(bundle: Bundle) -> Editor:
             GSVAEConfig.model_validate(metadata["config"]),
             finding_names=metadata["finding_names"],
         )
+    )
+
+
+def open_generator(bundle: Bundle, training: Iterable[Batch] = ()) -> Generator:
+    """The generator of a bundle.
+
+    Args:
+        bundle: Of a stage that edits given images.
+        training: Batches of the training split, read only by generators that take pathology from there.
+
+    Raises:
+        ValueError: If the bundle is no generator that edits a given image.
+    """
+    if bundle.stage != "gsvae":
+        raise _no_generator(bundle)
+    return GSVAEGenerator(bundle, training)
+
+
+def _no_generator(bundle: Bundle) -> ValueError:
+    return ValueError(
+        f"The bundle at {bundle.location.uri} was made by the stage {bundle.stage!r}, which edits no images. "
+        "Generators that do are: gsvae."
     )
 
 

@@ -1,0 +1,117 @@
+"""`Generator`: the one interface through which jobs, evaluation and servers ask for counterfactuals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from counterray.causal.mechanism import Values
+from counterray.data.study import Batch
+
+Severity = Literal["", "mild", "moderate", "severe"]
+"""How marked a finding that is asked for should be; empty leaves it to the generator."""
+
+_NO_DISEASE = ("no_finding", "support_devices")
+"""Labels that leave an image without a finding (Irvin et al., 2019, https://arxiv.org/abs/1901.07031)."""
+
+PREFIX = "finding."
+"""Prefix of a finding among the variables that an edit sets, as in ``finding.edema``."""
+
+
+class EditError(ValueError):
+    """An edit that this generator cannot make, of any image; the message says what it can."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """What to ask for, in one of three ways: findings, words, or another image's pathology.
+
+    Attributes:
+        do: Variable to value, such as ``{"finding.edema": 1.0}``; what is not named stays as it is.
+        prompt: What the image should show, in words.
+        severity: Goes with ``do``: how marked the findings that are set to 1 should be.
+    """
+
+    do: Mapping[str, float] = field(default_factory=dict)
+    prompt: str = ""
+    severity: Severity = ""
+
+    def __post_init__(self) -> None:
+        if self.do and self.prompt:
+            raise EditError("An edit is by findings (do) or by words (prompt), not by both.")
+        if self.severity and not self.do:
+            raise EditError("severity goes with do; write it into the prompt, or leave it out.")
+        if self.severity not in get_args(Severity):
+            raise EditError(f"severity = {self.severity!r} is none of: mild, moderate, severe.")
+        for name, value in self.do.items():
+            if not name.startswith(PREFIX) or value not in (0.0, 1.0):
+                raise EditError(
+                    f"do {name}={value:g}: findings can be set, to 0 or 1, such as finding.edema=1."
+                )
+
+    def require(self, finding_names: Sequence[str]) -> Edit:
+        """The edit itself, if it names only findings that there are.
+
+        Raises:
+            EditError: With the names that there are.
+        """
+        for name in self.do:
+            if name.removeprefix(PREFIX) not in finding_names:
+                raise EditError(f"do {name}: no such finding. There are: {', '.join(finding_names)}.")
+        return self
+
+
+class Generator(Protocol):
+    """Makes counterfactuals of given images.
+
+    Attributes:
+        image_size: Edge of its images [px].
+        finding_names: Findings that an edit may set.
+    """
+
+    image_size: int
+    finding_names: tuple[str, ...]
+
+    def edit(self, batch: Batch, edit: Edit, *, seeds: Tensor, donor: Batch | None = None) -> Tensor:
+        """Counterfactuals ``[B, 1, H, W]`` in [-1, 1].
+
+        Args:
+            batch: The patients. Several rows may be of one image, for several samples.
+            edit: What to ask for.
+            seeds: ``[B]`` long; the same seed, edit and image give the same counterfactual, whatever is
+                beside it in the batch.
+            donor: Whose pathology each row takes; the edit then sets and says nothing.
+
+        Raises:
+            EditError: If this generator cannot make such edits at all.
+            LookupError: If it cannot make this one of some image of the batch.
+        """
+        ...
+
+
+def edited_findings(batch: Batch, edit: Edit) -> Tensor:
+    """The findings that ``batch`` shows after ``edit.do``, ``[B, F]`` in {0, 1}, NaN where not known.
+
+    Setting a finding clears "no finding", and removing the last one sets it.
+    """
+    findings = batch.findings.where(batch.finding_mask, torch.nan).clone()
+    names = batch.finding_names
+    for name, value in edit.do.items():
+        findings[:, names.index(name.removeprefix(PREFIX))] = value
+    if "no_finding" in names and f"{PREFIX}no_finding" not in edit.do:
+        others = [column for column, name in enumerate(names) if name not in _NO_DISEASE]
+        shown = (findings[:, others] == 1).any(dim=1)
+        clear = (findings[:, others] == 0).all(dim=1)
+        derived = torch.where(shown, 0.0, torch.where(clear, 1.0, torch.nan))
+        findings[:, names.index("no_finding")] = derived.to(findings)
+    return findings
+
+
+def parents_of_findings(batch: Batch, findings: Tensor) -> Values:
+    """What mechanisms read: ``finding.<name>`` of ``findings`` ``[B, F]``, and the attributes."""
+    named = {f"{PREFIX}{name}": findings[:, column] for column, name in enumerate(batch.finding_names)}
+    return {**named, **batch.attributes}
