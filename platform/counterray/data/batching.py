@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import Field
 
 from counterray.config import Config
-from counterray.data.dataset import ROW_GROUP_ROWS, Dataset, DatasetInfo
+from counterray.data.dataset import ROW_GROUP_ROWS, Dataset, DatasetInfo, TensorInfo
 from counterray.data.labels import apply_uncertainty
 from counterray.data.study import ATTRIBUTES, Batch
 from counterray.storage import StorageError
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 Columns = dict[str, NDArray[Any]]
 """Arrays of n rows: ``image`` uint8 [n, H, W], ``attributes`` float32 [n, A], ``findings`` float32 and
 ``finding_mask`` bool [n, F], ``measurements`` float64 [n, M], ``mask.<name>`` uint8 [n, H, W] (0, 1, or
-`NO_MASK`), ``report``, ``image_id``, ``patient_id``."""
+`NO_MASK`), ``report``, ``prompt``, ``tensor.<name>`` [n, ...], ``image_id``, ``patient_id``."""
 
 NO_MASK = 255
 """Value throughout a mask that its study does not have."""
@@ -48,6 +49,10 @@ class LoaderConfig(Config):
     """Patients to train on: all of the split, or one of two halves by a hash of the patient."""
     order: Literal["studies", "patients"] = "studies"
     """What is shuffled within a block: studies, or patients, whose studies then stay together in a batch."""
+    balance: float = Field(default=0.0, ge=0, le=1)
+    """Long-tail sampling: each block's studies are drawn anew with a weight that grows as this power of the
+    rarity of their rarest finding, ``(1 / prevalence) ** balance``; 0 takes every study once, 1 shows all
+    findings about equally often."""
     block_studies: int = 1024
     """Studies that are read, decoded and shuffled together (4 row groups); fewer for large images."""
 
@@ -58,8 +63,8 @@ def fold_of(patient_id: str) -> Literal["a", "b"]:
     return "a" if digest[0] % FOLDS == 0 else "b"
 
 
-def read_row_groups(dataset: Dataset, file: str, groups: list[int], columns: list[str]) -> pa.Table:
-    """Reads row groups of one shard.
+def read_row_groups(dataset: Dataset, file: str, groups: list[int], columns: list[str] | None) -> pa.Table:
+    """Reads row groups of one shard; all columns where ``None``.
 
     Raises:
         StorageError: If the shard cannot be read as Parquet.
@@ -75,14 +80,22 @@ def read_row_groups(dataset: Dataset, file: str, groups: list[int], columns: lis
         ) from error
 
 
-def column_names(masks: tuple[str, ...], reports: bool) -> list[str]:
+def column_names(masks: tuple[str, ...], reports: bool, tensors: tuple[str, ...] = ()) -> list[str]:
     """Columns of a shard that `decode` needs."""
     names = ["image_id", "patient_id", "image", "findings", "measurements", *ATTRIBUTES]
-    return names + (["masks"] if masks else []) + (["report"] if reports else [])
+    names += ["masks"] if masks else []
+    names += ["report", "refined_report"] if reports else []
+    return names + [f"tensor.{name}" for name in tensors]
 
 
 def decode(
-    table: pa.Table, info: DatasetInfo, config: LoaderConfig, *, masks: tuple[str, ...], reports: bool
+    table: pa.Table,
+    info: DatasetInfo,
+    config: LoaderConfig,
+    *,
+    masks: tuple[str, ...],
+    reports: bool,
+    tensors: tuple[str, ...] = (),
 ) -> Columns:
     """Decodes rows of ``ARROW_SCHEMA``; rows outside of ``config.fold`` are left out.
 
@@ -91,7 +104,8 @@ def decode(
         info: The dataset's vocabulary, findings and measurements.
         config: Uncertainty policy and fold.
         masks: Names of the masks to decode.
-        reports: Whether to carry report texts.
+        reports: Whether to carry report texts and refined reports.
+        tensors: Names of the tensors to carry.
 
     Returns:
         `Columns` of at most n rows, in the table's order.
@@ -118,9 +132,10 @@ def decode(
         for name in masks:
             columns[f"mask.{name}"] = _masks([row.get(name) for row in stored], info.image_size)
     if reports:
-        columns["report"] = np.array(
-            [text or "" for text in table.column("report").to_pylist()], dtype=object
-        )
+        for name, column in (("report", "report"), ("prompt", "refined_report")):
+            columns[name] = np.array([text or "" for text in table.column(column).to_pylist()], dtype=object)
+    for name in tensors:
+        columns[f"tensor.{name}"] = _tensor(table, name, info.tensors[name])
     return columns
 
 
@@ -141,6 +156,12 @@ def collate(columns: Mapping[str, NDArray[Any]], info: DatasetInfo) -> Batch:
             if name.startswith("mask.")
         },
         reports=tuple(columns["report"].tolist()) if "report" in columns else (),
+        prompts=tuple(columns["prompt"].tolist()) if "prompt" in columns else (),
+        tensors={
+            name.removeprefix("tensor."): torch.from_numpy(np.array(values)).float()
+            for name, values in columns.items()
+            if name.startswith("tensor.")
+        },
         image_ids=tuple(columns["image_id"].tolist()),
         patient_ids=tuple(columns["patient_id"].tolist()),
     )
@@ -154,6 +175,7 @@ def read_batches(
     config: LoaderConfig | None = None,
     masks: tuple[str, ...] = (),
     reports: bool = False,
+    tensors: tuple[str, ...] = (),
 ) -> Iterator[Batch]:
     """Batches of a split in stored order, in this process and without Ray; the last may be smaller."""
     config = config or LoaderConfig()
@@ -161,11 +183,12 @@ def read_batches(
     info = dataset.info()
     parts = (
         decode(
-            read_row_groups(dataset, shard.file, [group], column_names(masks, reports)),
+            read_row_groups(dataset, shard.file, [group], column_names(masks, reports, tensors)),
             info,
             config,
             masks=masks,
             reports=reports,
+            tensors=tensors,
         )
         for shard in dataset.manifest.shards[split]
         for group in range(-(-shard.rows // ROW_GROUP_ROWS))
@@ -207,6 +230,11 @@ def _masks(encoded: list[bytes | None], size: int) -> NDArray[np.uint8]:
 def _mask_tensor(values: NDArray[Any]) -> torch.Tensor:
     mask = torch.from_numpy(np.array(values)).unsqueeze(1).float()
     return torch.where(mask == NO_MASK, torch.nan, mask)
+
+
+def _tensor(table: pa.Table, name: str, info: TensorInfo) -> NDArray[Any]:
+    rows = table.column(f"tensor.{name}").to_pylist()
+    return np.frombuffer(b"".join(rows), dtype=info.dtype).reshape(len(rows), *info.shape)
 
 
 def _attributes(table: pa.Table, info: DatasetInfo) -> NDArray[np.float32]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pyarrow.fs import FileType
 from pydantic import Field
 
@@ -34,6 +36,19 @@ class Shard(Config):
     """Checksum of the file."""
 
 
+class TensorInfo(Config):
+    """A tensor that an earlier job computed of each study; a column ``tensor.<name>`` of the shards."""
+
+    shape: tuple[int, ...]
+    """Shape of one study's tensor."""
+    dtype: Literal["float16", "uint8"]
+    """Type of the stored numbers."""
+    mean: float = 0.0
+    """Mean of all elements over the training split."""
+    std: float = 1.0
+    """Standard deviation of all elements over the training split."""
+
+
 class DatasetManifest(Config):
     """``manifest.json``: written last, so that a dataset without it is not a dataset."""
 
@@ -57,6 +72,10 @@ class DatasetManifest(Config):
     """Names of the measurements."""
     mask_names: tuple[str, ...] = ()
     """Names of the masks."""
+    tensors: dict[str, TensorInfo] = Field(default_factory=dict)
+    """Name to what an earlier job computed of each study."""
+    parents: dict[str, str] = Field(default_factory=dict)
+    """Role to the checksum of each bundle that took part in computing ``tensors``."""
     counts: dict[str, Any]
     """Split to ``studies``, ``patients``, and counts by finding, sex and age band."""
     quarantined: dict[str, int]
@@ -70,6 +89,12 @@ class DatasetManifest(Config):
     fingerprint: str
     """Checksum over the content of all studies, whatever the order in which they were written."""
 
+    def prevalence(self, names: Sequence[str], split: str = "train") -> NDArray[np.float64]:
+        """Share of a split's studies that show each finding, among those where it is known; 0 if none is."""
+        counts = self.counts[split]["findings"]
+        known = [counts.get(name, {"present": 0, "absent": 0}) for name in names]
+        return np.array([c["present"] / max(1, c["present"] + c["absent"]) for c in known])
+
 
 @dataclass(frozen=True)
 class DatasetInfo:
@@ -81,6 +106,8 @@ class DatasetInfo:
         vocabulary: Categorical attribute to its values; a code in ``Batch.attributes`` is an index here.
         measurement_names: Names in ``Batch.measurements``.
         mask_names: Names in ``Batch.masks``.
+        tensors: What an earlier job computed of each study, such as latents.
+        parents: Role to the checksum of each bundle that computed them.
         reports: The training split's report texts, only where a stage says ``needs_reports``.
         fingerprint: Fingerprint of the dataset's content.
     """
@@ -90,6 +117,8 @@ class DatasetInfo:
     vocabulary: Mapping[str, tuple[str, ...]]
     measurement_names: tuple[str, ...] = ()
     mask_names: tuple[str, ...] = ()
+    tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
+    parents: Mapping[str, str] = field(default_factory=dict)
     reports: tuple[str, ...] = ()
     fingerprint: str = ""
 
@@ -152,6 +181,8 @@ class Dataset:
             vocabulary=manifest.vocabulary,
             measurement_names=manifest.measurement_names,
             mask_names=manifest.mask_names,
+            tensors=manifest.tensors,
+            parents=manifest.parents,
             reports=reports,
             fingerprint=manifest.fingerprint,
         )

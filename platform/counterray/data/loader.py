@@ -126,6 +126,7 @@ class BlockReader:
     info: DatasetInfo
     masks: tuple[str, ...]
     reports: bool
+    tensors: tuple[str, ...]
     start: Position
 
     @property
@@ -138,7 +139,7 @@ class BlockReader:
         """Decoded rows of block ``first + ids["id"][0]``, with ``block`` and ``row`` columns."""
         index = first + int(ids["id"][0])
         epoch, place, pieces = self.plan.block(index)
-        names = column_names(self.masks, self.reports)
+        names = column_names(self.masks, self.reports, self.tensors)
         parts = [
             decode(
                 read_row_groups(self.dataset, file, [group], names),
@@ -146,6 +147,7 @@ class BlockReader:
                 self.config,
                 masks=self.masks,
                 reports=self.reports,
+                tensors=self.tensors,
             )
             for file, group in pieces
         ]
@@ -157,11 +159,21 @@ class BlockReader:
             order = generator.permutation(rows)
             if self.config.order == "patients":
                 order = _by_patient(columns["patient_id"], generator)
+            if self.config.balance:
+                weights = self._rarity(columns) ** self.config.balance
+                order = generator.choice(rows, rows, p=weights / weights.sum())
         skipped = self.start.row if index == self.start.block else 0
         columns = {name: values[order[skipped:]] for name, values in columns.items()}
         columns["block"] = np.full(rows - skipped, index)
         columns["row"] = np.arange(skipped, rows)
         return columns
+
+    def _rarity(self, columns: Columns) -> NDArray[np.float64]:
+        """One over the prevalence of each row's rarest finding, ``[n]``; 1 where it shows none."""
+        shown = (columns["findings"] == 1) & columns["finding_mask"]
+        prevalence = self.dataset.manifest.prevalence(self.info.finding_names)
+        rarity = np.where(shown, 1 / np.maximum(prevalence, 1e-6), 1.0)
+        return np.asarray(rarity.max(axis=1, initial=1.0))
 
 
 def stream(
@@ -172,6 +184,7 @@ def stream(
     batch_size: int,
     masks: tuple[str, ...] = (),
     reports: bool = False,
+    tensors: tuple[str, ...] = (),
     start: Position | None = None,
     endless: bool = True,
     cpus: float | None = None,
@@ -184,7 +197,8 @@ def stream(
         config: Uncertainty policy, fold, block size.
         batch_size: Studies a batch.
         masks: Masks that batches carry.
-        reports: Whether batches carry report texts.
+        reports: Whether batches carry report texts and refined reports.
+        tensors: Tensors of an earlier job that batches carry.
         start: Where to begin; the beginning by default.
         endless: Epoch after epoch with full batches only; else one pass, whose last batch may be smaller.
         cpus: CPUs that this rank's decoding tasks may use at a time; all that are free by default.
@@ -198,7 +212,13 @@ def stream(
             f"batch_size = {batch_size} is more than the {plan.rows} studies of the split. Lower it, or "
             "ingest more studies."
         )
-    reader = BlockReader(dataset, plan, config, info, masks, reports, start or Position())
+    missing = sorted(set(tensors) - set(info.tensors))
+    if missing:
+        raise StorageError(
+            f"The dataset at {dataset.location.uri} has no {', '.join(missing)} of its studies. Make them "
+            "once with python -m jobs encode, and give --data its result."
+        )
+    reader = BlockReader(dataset, plan, config, info, masks, reports, tensors, start or Position())
     for columns in rebatch(_blocks(reader, endless=endless, cpus=cpus), batch_size):
         position = Position(int(columns.pop("block")[-1]), int(columns.pop("row")[-1]) + 1)
         yield collate(columns, info), position

@@ -124,6 +124,8 @@ class Batch:
         measurements: Name to ``[B]`` float64, NaN where unknown.
         masks: Name to ``[B, 1, H, W]`` float in {0, 1}; NaN throughout where an image has no such mask.
         reports: ``B`` report texts, empty where there is none.
+        prompts: ``B`` refined reports, empty where there is none.
+        tensors: Name to ``[B, ...]`` float: what an earlier job computed of each study, such as latents.
         image_ids: ``B`` identifiers of images.
         patient_ids: ``B`` identifiers of patients.
     """
@@ -136,6 +138,8 @@ class Batch:
     measurements: Mapping[str, Tensor] = field(default_factory=dict)
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     reports: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
     image_ids: tuple[str, ...] = ()
     patient_ids: tuple[str, ...] = ()
 
@@ -156,6 +160,7 @@ class Batch:
             finding_mask=self.finding_mask.to(device, non_blocking=True),
             measurements=move(self.measurements),
             masks=move(self.masks),
+            tensors=move(self.tensors),
         )
 
     def select(self, index: Tensor) -> Batch:
@@ -174,6 +179,8 @@ class Batch:
             measurements=pick(self.measurements),
             masks=pick(self.masks),
             reports=tuple(self.reports[row] for row in rows) if self.reports else (),
+            prompts=tuple(self.prompts[row] for row in rows) if self.prompts else (),
+            tensors=pick(self.tensors),
             image_ids=tuple(self.image_ids[row] for row in rows) if self.image_ids else (),
             patient_ids=tuple(self.patient_ids[row] for row in rows) if self.patient_ids else (),
         )

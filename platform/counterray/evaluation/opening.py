@@ -110,6 +110,8 @@ def gather(batches: Iterable[Batch], *, limit: int | None = None) -> Batch:
         measurements=join([part.measurements for part in parts]),
         masks=join([part.masks for part in parts]),
         reports=tuple(report for part in parts for report in part.reports),
+        prompts=tuple(prompt for part in parts for prompt in part.prompts),
+        tensors=join([part.tensors for part in parts]),
         image_ids=tuple(name for part in parts for name in part.image_ids),
         patient_ids=tuple(name for part in parts for name in part.patient_ids),
     )

@@ -59,6 +59,7 @@ class Stage(Protocol):
             ``{"identity": "identity_encoder"}``.
         frozen: Role to frozen network, filled by `build`; moved to the device by whoever runs the stage.
         needs_masks: Mask names that batches must carry.
+        needs_tensors: Names of the precomputed tensors that batches must carry.
         needs_reports: Whether batches and `DatasetInfo` must carry report texts.
         direction: ``min`` or ``max``: which direction of ``monitor`` is better.
         monitor: The name in `validate`'s result that early stopping and "best checkpoint" follow.
@@ -67,6 +68,7 @@ class Stage(Protocol):
     name: str
     frozen: dict[str, nn.Module]
     needs_masks: tuple[str, ...]
+    needs_tensors: tuple[str, ...]
     needs_reports: bool
     monitor: str
     direction: str

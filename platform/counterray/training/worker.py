@@ -162,6 +162,7 @@ class Rank:
             batch_size=self.config.batch_size,
             masks=self.stage.needs_masks,
             reports=self.stage.needs_reports,
+            tensors=self.stage.needs_tensors,
             start=self.position,
             cpus=self.config.resources.data_cpus,
         )
@@ -259,6 +260,7 @@ class Rank:
             batch_size=self.config.batch_size,
             masks=masks,
             reports=self.stage.needs_reports,
+            tensors=self.stage.needs_tensors,
             endless=False,
             cpus=self.config.resources.data_cpus,
         )

@@ -62,6 +62,7 @@ class GSVAEStage:
 
     name = "gsvae"
     needs_masks: tuple[str, ...] = ()
+    needs_tensors: tuple[str, ...] = ()
     needs_reports = False
     monitor = "loss_total"
     direction = "min"

@@ -20,6 +20,7 @@ class PredictorStage:
 
     inputs: Mapping[str, str] = {}
     needs_masks: tuple[str, ...] = ()
+    needs_tensors: tuple[str, ...] = ()
     needs_reports: bool = False
 
     def __init__(self) -> None:
