@@ -1,0 +1,187 @@
+"""Findings of generated images, as a judge reads them: AUROC and F1 of each finding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from counterray.data.study import Batch
+from counterray.evaluation.auroc import MINIMUM_POSITIVES, auroc_metrics
+from counterray.evaluation.counterfactuals import patients
+from counterray.evaluation.intervals import Floats, patient_bootstrap
+from counterray.evaluation.metric import Judge, Metric
+
+Truths = NDArray[np.bool_]
+
+
+def f1_score(positive: Truths, labels: Truths) -> float:
+    """``2 TP / (2 TP + FP + FN)``: 1 is best, 0 worst; NaN where there is neither a call nor a positive.
+
+    Args:
+        positive: ``[n]``, true where called positive.
+        labels: ``[n]``, true for a positive.
+    """
+    hits = int((positive & labels).sum())
+    total = int(positive.sum()) + int(labels.sum())
+    return 2 * hits / total if total else math.nan
+
+
+def f1_threshold(scores: Floats, labels: Truths) -> float:
+    """The score from which to call a positive so that F1 on these images is largest.
+
+    Args:
+        scores: ``[n]``, higher for more likely.
+        labels: ``[n]``, true for a positive.
+
+    Returns:
+        One of the scores, the higher of two that do equally well; NaN without a positive.
+    """
+    if not labels.any():
+        return math.nan
+    order = np.argsort(-scores, kind="stable")
+    ranked, hits = scores[order], np.cumsum(labels[order])
+    calls = np.arange(1, len(scores) + 1)
+    f1 = 2 * hits / (calls + int(labels.sum()))
+    # Equal scores are called together: only the last of them is a possible cut.
+    f1[:-1][ranked[:-1] == ranked[1:]] = -1
+    return float(ranked[int(np.argmax(f1))])
+
+
+def finding_score_metrics(
+    generated: Tensor,
+    asked: Batch,
+    judge: Judge,
+    *,
+    validation: Batch,
+    prefix: str = "generated",
+    minimum_positives: int = MINIMUM_POSITIVES,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> list[Metric]:
+    """AUROC and F1 of each finding on generated images, and their macro averages.
+
+    The threshold of F1 is chosen on real validation images, where F1 is largest, never on the generated:
+    a threshold that generated images need for themselves would hide that they look unlike real ones.
+
+    Args:
+        generated: ``[B, 1, H, W]`` in [-1, 1].
+        asked: B rows with the findings that the images were to show, and their patients.
+        judge: The classifier that scores, never one that a loss has seen.
+        validation: Real images with findings, to choose thresholds on.
+        prefix: First word of the metrics' names; ``real`` for the same scores of real images.
+        minimum_positives: Positives, and negatives, that a finding needs for the macro averages.
+        batch_size: Images at a time.
+        seed: Of the bootstrap.
+
+    Raises:
+        ValueError: If images and rows differ in number, the batches name different findings, the judge
+            lacks one, or a score is not finite.
+    """
+    if len(generated) != len(asked):
+        raise ValueError(f"{len(generated)} images but {len(asked)} rows of findings; one each is needed.")
+    if asked.finding_names != validation.finding_names:
+        raise ValueError(
+            f"The findings asked for ({', '.join(asked.finding_names)}) are not those of the validation "
+            f"images ({', '.join(validation.finding_names)}). Read both from one dataset."
+        )
+    columns = judge.columns(asked.finding_names)
+    scores = judge.scores(generated, batch_size=batch_size)[:, columns].double().cpu()
+    real = judge.scores(validation.image, batch_size=batch_size)[:, columns].double().cpu()
+    areas = auroc_metrics(
+        f"{prefix}_auroc",
+        scores,
+        asked.findings,
+        asked.finding_mask,
+        outputs=asked.finding_names,
+        patients=patients(asked),
+        judge=judge.label,
+        minimum_positives=minimum_positives,
+        seed=seed,
+    )
+    labels, known = _truths(validation)
+    cuts = np.array(
+        [
+            f1_threshold(real.numpy()[known[:, k], k], labels[known[:, k], k])
+            for k in range(len(asked.finding_names))
+        ]
+    )
+    f1 = _f1_metrics(
+        f"{prefix}_f1",
+        scores.numpy(),
+        cuts,
+        asked,
+        judge=judge.label,
+        minimum_positives=minimum_positives,
+        seed=seed,
+    )
+    return [*areas, *f1]
+
+
+def _f1_metrics(
+    name: str,
+    scores: Floats,
+    cuts: Floats,
+    asked: Batch,
+    *,
+    judge: str,
+    minimum_positives: int,
+    seed: int,
+) -> list[Metric]:
+    labels, known = _truths(asked)
+    # A comparison with NaN is false: a finding without threshold is taken out below, not called absent.
+    positive = scores >= cuts
+    counts = [
+        (int((labels & known)[:, k].sum()), int((~labels & known)[:, k].sum())) for k in range(len(cuts))
+    ]
+    counted = [k for k, each in enumerate(counts) if min(each) >= minimum_positives and not np.isnan(cuts[k])]
+
+    def statistic(rows: NDArray[np.int64]) -> Floats:
+        each = np.array(
+            [_masked(positive[rows, k], labels[rows, k], known[rows, k]) for k in range(len(cuts))]
+        )
+        each[np.isnan(cuts)] = math.nan
+        return np.append(each, each[counted].mean() if counted else math.nan)
+
+    point = statistic(np.arange(len(scores)))
+    intervals = patient_bootstrap(statistic, patients(asked), seed=seed)
+    subsets = [*asked.finding_names, ""]
+    left_out = [subset for k, subset in enumerate(subsets[:-1]) if k not in counted]
+    return [
+        Metric(
+            name=name if subset else f"{name}_macro",
+            subset=subset,
+            value=float(point[k]),
+            low=intervals[k].low,
+            high=intervals[k].high,
+            n=sum(counts[k]) if subset else len(scores),
+            judge=judge,
+            direction="higher",
+            note=_note(float(cuts[k]), counts[k][0]) if subset else _macro_note(left_out, len(cuts)),
+        )
+        for k, subset in reversed(list(enumerate(subsets)))
+    ]
+
+
+def _truths(batch: Batch) -> tuple[Truths, Truths]:
+    return (batch.findings > 0.5).cpu().numpy(), batch.finding_mask.bool().cpu().numpy()
+
+
+def _masked(positive: Truths, labels: Truths, known: Truths) -> float:
+    return f1_score(positive[known], labels[known])
+
+
+def _note(cut: float, positives: int) -> str:
+    if math.isnan(cut):
+        return "undefined: no positive among the validation images to choose a threshold on"
+    return f"{positives} positives; threshold {cut:.3g} from real validation images"
+
+
+def _macro_note(left_out: Sequence[str], outputs: int) -> str:
+    if not left_out:
+        return f"all {outputs}"
+    names = ", ".join(name.replace("_", " ") for name in left_out)
+    return f"{outputs - len(left_out)} of {outputs}; too few images or no threshold: {names}"
