@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from jobs import demo, evaluate, ingest, train
+from jobs import demo, encode, evaluate, generate, ingest, train
 
 app = typer.Typer(
     name="python -m jobs",
@@ -21,8 +21,10 @@ def listing(context: typer.Context) -> None:
 
 
 app.command("ingest")(ingest.main)
+app.command("encode")(encode.main)
 app.command("train")(train.main)
 app.command("evaluate")(evaluate.main)
+app.command("generate")(generate.main)
 app.command("demo")(demo.main)
 
 if __name__ == "__main__":

@@ -1,0 +1,50 @@
+"""From a dataset and two bundles to a dataset with latents: what the jobs ``encode`` and ``demo`` share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from counterray.bundle import open_bundle
+from counterray.data.dataset import open_dataset
+from counterray.data.derive import derive
+from counterray.models.gsvae.stages import load as load_gsvae
+from counterray.models.pathology_ldm.encoding import EncodeConfig, LatentEncoder
+from counterray.models.pathology_ldm.text import TowerTextEncoder
+
+
+def encode(config: EncodeConfig, *, data: str, gsvae: str, text: str, out: str) -> Mapping[str, Any]:
+    """Writes a dataset whose studies carry latents and text states; returns the job's result.
+
+    Raises:
+        BundleError: If a bundle cannot be trusted or is another stage's.
+        StorageError: If something cannot be read or written.
+    """
+    dataset = open_dataset(data)
+    dataset.require_split("train")
+    parents = {
+        "gsvae": open_bundle(gsvae).expect("gsvae"),
+        "text": open_bundle(text).expect("image_text_encoder"),
+    }
+    info = dataset.info()
+
+    def make() -> LatentEncoder:
+        device = torch.device("cuda" if config.gpus else "cpu")
+        network = load_gsvae(parents["gsvae"]).to(device)
+        encoder = TowerTextEncoder.from_judge(parents["text"], context=config.text.context).to(device)
+        return LatentEncoder(network, encoder, info, config)
+
+    checksums = {role: bundle.checksum for role, bundle in parents.items()}
+    settings = {"config": config.model_dump(mode="json", exclude={"batch_size", "gpus", "workers"}), "parents": checksums}
+    derived = derive(
+        dataset, out, make, kind="encoded", settings=settings, gpus=config.gpus, workers=config.workers
+    )
+    manifest = derived.finish(tensors=make().tensors(derived.counts["train"]), parents=checksums)
+    return {
+        "dataset": derived.out.uri,
+        "studies": sum(dataset.rows(split) for split in derived.counts),
+        "prompts": sum(count["prompts"] for counts in derived.counts.values() for count in counts),
+        "fingerprint": manifest.fingerprint,
+    }
