@@ -1,0 +1,1 @@
+"""What a report says of the findings, as facts and as one short prompt."""
