@@ -90,7 +90,12 @@ def _plain(value: Any) -> Any:
 def user_errors() -> tuple[type[Exception], ...]:
     """Errors whose message is for the user; any other is a defect and keeps its traceback."""
     from counterray.data.ingest import IngestError
+    from counterray.models.generator import EditError
     from counterray.training.run_folder import RunError
     from jobs.evaluation import EvaluationError
+    from jobs.generation.request import GenerationError
 
-    return (BundleError, ConfigError, EvaluationError, IngestError, RunError, StorageError)
+    return (
+        *(BundleError, ConfigError, EditError, EvaluationError, GenerationError, IngestError),
+        *(RunError, StorageError),
+    )

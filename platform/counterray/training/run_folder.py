@@ -27,19 +27,21 @@ class RunError(RuntimeError):
 
 
 class RunLock:
-    """Keeps two trainings out of one folder.
+    """Keeps two runs out of one folder.
 
     The lock is an object with the owner's host, process and a heartbeat. It is taken over when the owner
     is a dead process of this host, or has been silent for `STALE_SECONDS`.
 
     Args:
         out: The run's folder.
+        work: What the run is called in messages.
 
     Raises:
-        RunError: On entering, if another training is at work in the folder.
+        RunError: On entering, if another run is at work in the folder.
     """
 
-    def __init__(self, out: Location) -> None:
+    def __init__(self, out: Location, *, work: str = "training") -> None:
+        self.work = work
         self.place = out / "run.lock"
         self.out = out
         self.token = uuid.uuid4().hex
@@ -51,14 +53,16 @@ class RunLock:
             owner = self.place.read_json()
             if not _is_dead(owner):
                 raise RunError(
-                    f"Another training is at work in {self.out.uri} (process {owner['process']} on "
+                    f"Another {self.work} is at work in {self.out.uri} (process {owner['process']} on "
                     f"{owner['host']}, heard of {time.time() - owner['heartbeat']:.0f} s ago). Choose "
-                    f"another --out, or wait; a dead training's lock expires after {STALE_SECONDS:.0f} s."
+                    f"another --out, or wait; a dead {self.work}'s lock expires after {STALE_SECONDS:.0f} s."
                 )
         self._write()
         time.sleep(SETTLE_SECONDS)  # two that came at once: the last writer wins, the other one sees it here
         if not self._is_ours():
-            raise RunError(f"Another training took {self.out.uri} at the same moment. Choose another --out.")
+            raise RunError(
+                f"Another {self.work} took {self.out.uri} at the same moment. Choose another --out."
+            )
         self.beating.start()
         return self
 

@@ -1,0 +1,83 @@
+"""Ray workers that open something large once, a generator, and then do one piece of work after another."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import ray
+from ray.util import ActorPool
+
+from jobs.generation.request import GenerationError, WorkersConfig
+
+logger = logging.getLogger(__name__)
+
+Work = TypeVar("Work")
+Result = TypeVar("Result")
+
+RESTARTS = 3
+"""Times that a worker which died is started again; the piece it was at is then done from its beginning."""
+
+
+class _Worker:
+    """Opens with its first piece of work: a restarted one opens again, and what fails there is told."""
+
+    def __init__(self, make: bytes, threads: int) -> None:
+        self.make, self.threads = make, threads
+        self.work: Callable[[Any], Any] | None = None
+
+    def do(self, piece: Any) -> Any:
+        if self.work is None:
+            import torch
+
+            torch.set_num_threads(self.threads)
+            self.work = ray.cloudpickle.loads(self.make)()
+        return self.work(piece)
+
+
+def on_workers(
+    make: Callable[[], Callable[[Work], Result]], pieces: Sequence[Work], config: WorkersConfig
+) -> Iterator[Result]:
+    """Does all pieces of work on Ray, and yields their results as they come, in any order.
+
+    Args:
+        make: Opens what a worker needs and returns what does a piece; both run in the worker. A piece may be
+            done twice, where a worker dies, so doing it must be repeatable.
+        pieces: The work; what is not needed any more need not be consumed.
+        config: Number and size of the workers.
+
+    Raises:
+        GenerationError: If a worker dies again and again, or the cluster has no room for one.
+        Exception: What ``make`` or a piece raised.
+    """
+    count = min(_workers(config), len(pieces))
+    actor = ray.remote(num_cpus=config.cpus_per_worker, max_restarts=RESTARTS, max_task_retries=RESTARTS)(
+        _Worker
+    )
+    pickled = ray.cloudpickle.dumps(make)
+    actors = [actor.remote(pickled, config.threads) for _ in range(count)]
+    logger.info("%d pieces of work on %d workers", len(pieces), count)
+    try:
+        yield from ActorPool(actors).map_unordered(lambda worker, piece: worker.do.remote(piece), pieces)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayActorError as error:
+        raise GenerationError(
+            f"A worker died {RESTARTS + 1} times, most likely for want of memory. Lower batch_size or "
+            "resources.workers, and run again: what is written stays."
+        ) from error
+    finally:
+        for worker in actors:
+            ray.kill(worker)
+
+
+def _workers(config: WorkersConfig) -> int:
+    available = float(ray.cluster_resources().get("CPU", 0.0))
+    room = int(available // config.cpus_per_worker)
+    if room < 1 or (config.workers or 1) > room:
+        raise GenerationError(
+            f"resources.workers = {config.workers or 1} of resources.cpus_per_worker = "
+            f"{config.cpus_per_worker:g} CPUs do not fit: Ray has {available:g} CPUs. Lower one of them."
+        )
+    return config.workers or room
