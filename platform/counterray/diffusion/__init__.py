@@ -1,0 +1,1 @@
+"""Diffusion on latents: schedule, drift, network, sampling, inversion and noise optimisation."""

@@ -1,0 +1,129 @@
+"""Noise to latents: the same seed, condition and weights give the same latent whatever the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from pydantic import Field, model_validator
+from torch import Generator, Tensor
+
+from counterray.config import Config
+from counterray.diffusion.denoiser import Denoiser as Denoiser
+from counterray.diffusion.drift import Drift, drifted
+from counterray.diffusion.guidance import guided
+from counterray.diffusion.schedule import Sampler, SamplerName, ScheduleConfig, sampling_scheduler
+from counterray.nn.text import TextStates
+
+
+class SamplerConfig(Config):
+    """How latents are drawn."""
+
+    scheduler: SamplerName = "ddim"
+    """``ddim``, ``dpm_solver`` (DPM-Solver++, for few steps) or ``ddpm`` (stochastic, for many)."""
+    steps: int = Field(default=50, ge=1)
+    """Network calls of one sampling."""
+    guidance_scale: float = Field(default=3.0, ge=0)
+    """Weight of the condition, see `Guided`; 1 is no guidance."""
+    eta: float = Field(default=0.0, ge=0, le=1)
+    """Fresh noise in each step of ``ddim``: 0 none, 1 as much as ``ddpm``."""
+
+    @model_validator(mode="after")
+    def _eta_of_ddim(self) -> SamplerConfig:
+        if self.eta and self.scheduler != "ddim":
+            raise ValueError(f"eta = {self.eta} is a setting of ddim; {self.scheduler} takes 0 only")
+        return self
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether a sampling draws noise after the initial one."""
+        return self.scheduler == "ddpm" or self.eta > 0
+
+
+def initial_noise(seeds: Tensor, shape: Sequence[int]) -> Tensor:
+    """Standard normal noise ``[B, *shape]``, float32 on the CPU, each row from its own seed.
+
+    Args:
+        seeds: ``[B]`` long.
+        shape: (C, h, w) of a latent.
+    """
+    return _draw(_generators(seeds), shape)
+
+
+def sample(
+    denoiser: Denoiser,
+    schedule: ScheduleConfig,
+    sampler: SamplerConfig,
+    condition: TextStates | None,
+    *,
+    noise: Tensor,
+    seeds: Tensor | None = None,
+    null: TextStates | None = None,
+    drift: Drift | None = None,
+) -> Tensor:
+    """Latents z_0 from noise.
+
+    Args:
+        denoiser: The network, without guidance.
+        schedule: The schedule that it was trained on.
+        sampler: How to draw.
+        condition: B texts' states, on the noise's device, or ``None``.
+        noise: ``[B, C, h, w]`` on the device to compute on: `initial_noise` or an optimised one.
+        seeds: ``[B]`` long, for samplers that draw noise in each step: each sample then has a stream of its
+            own, which goes on where `initial_noise` with the same seed ended.
+        null: The null condition of guidance, one row or B.
+        drift: Its reverse part is applied; ``None`` is the stock scheduler.
+
+    Returns:
+        ``[B, C, h, w]`` float32; the schedule's arithmetic is float32 whatever the network's type.
+
+    Raises:
+        ValueError: If guidance lacks a condition or a null condition, or a stochastic sampler lacks seeds.
+    """
+    scheduler = scheduler_for(schedule, sampler, drift)
+    options: dict[str, Any] = {"eta": sampler.eta} if sampler.eta else {}
+    if sampler.stochastic:
+        if seeds is None or len(seeds) != len(noise):
+            given = "none" if seeds is None else len(seeds)
+            raise ValueError(
+                f"The sampler {sampler.scheduler} draws noise in each step and needs a seed for each of the "
+                f"{len(noise)} samples, got {given}; or take ddim with eta: 0, or dpm_solver."
+            )
+        options["generator"] = _generators(seeds)
+        _draw(options["generator"], noise.shape[1:])  # the numbers that `initial_noise` has used
+    with torch.no_grad():
+        latents = noise.float()
+        network = guided(denoiser, condition, null, sampler.guidance_scale)
+        for timestep in scheduler.timesteps.tolist():
+            output = predict(network, scheduler, latents, timestep, condition)
+            latents = advance(scheduler, output, timestep, latents, **options)
+    return latents
+
+
+def scheduler_for(schedule: ScheduleConfig, sampler: SamplerConfig, drift: Drift | None) -> Sampler:
+    """The sampler's scheduler, drifted where there is a drift."""
+    scheduler = sampling_scheduler(schedule, sampler.scheduler, sampler.steps)
+    return scheduler if drift is None else drifted(scheduler, drift)
+
+
+def predict(
+    denoiser: Denoiser, scheduler: Sampler, latents: Tensor, timestep: int, condition: TextStates | None
+) -> Tensor:
+    """The network's output (float32) for latents that all are at one timestep."""
+    noisy = scheduler.scale_model_input(latents, timestep)
+    timesteps = torch.full((len(latents),), timestep, dtype=torch.long, device=latents.device)
+    return denoiser(noisy, timesteps, condition).float()
+
+
+def advance(scheduler: Sampler, output: Tensor, timestep: int, latents: Tensor, **options: Any) -> Tensor:
+    """The latents at the next timestep, differentiable in ``output`` and ``latents``."""
+    return cast(Tensor, scheduler.step(output, timestep, latents, return_dict=False, **options)[0])
+
+
+def _generators(seeds: Tensor) -> list[Generator]:
+    return [Generator().manual_seed(int(seed)) for seed in seeds]
+
+
+def _draw(generators: Sequence[Generator], shape: Sequence[int]) -> Tensor:
+    return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
