@@ -6,49 +6,14 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from counterray.data.study import Batch
 from counterray.evaluation.auroc import MINIMUM_POSITIVES, auroc_metrics
 from counterray.evaluation.counterfactuals import patients
-from counterray.evaluation.intervals import Floats, patient_bootstrap
+from counterray.evaluation.decisions import Truths, f1_score, f1_threshold
+from counterray.evaluation.intervals import Floats, Rows, patient_bootstrap
 from counterray.evaluation.metric import Judge, Metric
-
-Truths = NDArray[np.bool_]
-
-
-def f1_score(positive: Truths, labels: Truths) -> float:
-    """``2 TP / (2 TP + FP + FN)``: 1 is best, 0 worst; NaN where there is neither a call nor a positive.
-
-    Args:
-        positive: ``[n]``, true where called positive.
-        labels: ``[n]``, true for a positive.
-    """
-    hits = int((positive & labels).sum())
-    total = int(positive.sum()) + int(labels.sum())
-    return 2 * hits / total if total else math.nan
-
-
-def f1_threshold(scores: Floats, labels: Truths) -> float:
-    """The score from which to call a positive so that F1 on these images is largest.
-
-    Args:
-        scores: ``[n]``, higher for more likely.
-        labels: ``[n]``, true for a positive.
-
-    Returns:
-        One of the scores, the higher of two that do equally well; NaN without a positive.
-    """
-    if not labels.any():
-        return math.nan
-    order = np.argsort(-scores, kind="stable")
-    ranked, hits = scores[order], np.cumsum(labels[order])
-    calls = np.arange(1, len(scores) + 1)
-    f1 = 2 * hits / (calls + int(labels.sum()))
-    # Equal scores are called together: only the last of them is a possible cut.
-    f1[:-1][ranked[:-1] == ranked[1:]] = -1
-    return float(ranked[int(np.argmax(f1))])
 
 
 def finding_score_metrics(
@@ -139,7 +104,7 @@ def _f1_metrics(
     ]
     counted = [k for k, each in enumerate(counts) if min(each) >= minimum_positives and not np.isnan(cuts[k])]
 
-    def statistic(rows: NDArray[np.int64]) -> Floats:
+    def statistic(rows: Rows) -> Floats:
         each = np.array(
             [_masked(positive[rows, k], labels[rows, k], known[rows, k]) for k in range(len(cuts))]
         )

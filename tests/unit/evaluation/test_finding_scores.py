@@ -5,11 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import f1_score as reference_f1
 from torch import Tensor
 
 from counterray.data.study import Batch
-from counterray.evaluation.finding_scores import f1_score, f1_threshold, finding_score_metrics
+from counterray.evaluation.finding_scores import finding_score_metrics
 from counterray.evaluation.metric import Judge, Metric
 
 
@@ -36,36 +35,6 @@ def study(levels: list[float], labels: list[int], *, names: tuple[str, ...] = ("
 
 def by_key(metrics: list[Metric]) -> dict[str, Metric]:
     return {metric.key: metric for metric in metrics}
-
-
-def test_f1_by_hand() -> None:
-    # Two hits, one false alarm, one miss: 4 / (4 + 1 + 1).
-    called = np.array([True, True, True, False, False])
-    assert f1_score(called, np.array([True, True, False, True, False])) == pytest.approx(4 / 6)
-    assert math.isnan(f1_score(np.zeros(2, bool), np.zeros(2, bool)))
-
-
-def test_threshold_by_hand() -> None:
-    # Cuts at 0.9, 0.8, 0.7, 0.2 give F1 2/3, 1/2, 4/5, 2/3.
-    scores, labels = np.array([0.2, 0.9, 0.8, 0.7]), np.array([False, True, False, True])
-    assert f1_threshold(scores, labels) == 0.7
-
-
-def test_equal_scores_are_called_together() -> None:
-    # Calling one of the two at 0.5 alone would give F1 1.
-    assert f1_threshold(np.array([0.5, 0.5, 0.1]), np.array([True, False, False])) == 0.5
-
-
-def test_threshold_is_the_best_of_all() -> None:
-    random = np.random.default_rng(0)
-    labels = random.random(200) < 0.2
-    scores = np.round(random.random(200) + 0.4 * labels, 2)
-    found = reference_f1(labels, scores >= f1_threshold(scores, labels))
-    assert found == max(reference_f1(labels, scores >= cut) for cut in np.unique(scores))
-
-
-def test_no_positive_no_threshold() -> None:
-    assert math.isnan(f1_threshold(np.array([0.5, 0.1]), np.array([False, False])))
 
 
 def test_the_threshold_comes_from_real_images() -> None:
