@@ -55,7 +55,7 @@ class LatentEncoder:
 
     @torch.no_grad()
     def __call__(self, studies: pa.Table, split: str) -> tuple[pa.Table, Mapping[str, Any]]:
-        """The studies with their tensors, and ``n``, ``sum``, ``sum_squares`` of z^n and ``prompts``."""
+        """The studies with their tensors, and the counts that `tensor_infos` reads, and ``prompts``."""
         columns = decode(studies, self.info, LoaderConfig(), masks=(), reports=True)
         parts: dict[str, list[NDArray[Any]]] = {name: [] for name in (PATHOLOGY, IDENTITY, STATES, PRESENT)}
         prompts = 0
@@ -79,21 +79,23 @@ class LatentEncoder:
             "n": pathology.size,
             "sum": float(pathology.sum()),
             "sum_squares": float(np.square(pathology).sum()),
+            "shapes": {name: list(values[0].shape[1:]) for name, values in parts.items()},
             "prompts": prompts,
         }
 
-    def tensors(self, counts: Sequence[Mapping[str, Any]]) -> dict[str, TensorInfo]:
-        """What the manifest says of the tensors; ``counts`` are the training shards'."""
-        channels, height, width = self.gsvae.latent_shape
-        total = max(1, sum(count["n"] for count in counts))
-        mean = sum(count["sum"] for count in counts) / total
-        variance = sum(count["sum_squares"] for count in counts) / total - mean**2
-        tokens = (self.text.context, self.text.width)
-        return {
-            PATHOLOGY: TensorInfo(
-                shape=(1, height, width), dtype="float16", mean=mean, std=max(variance, 0.0) ** 0.5
-            ),
-            IDENTITY: TensorInfo(shape=(channels - 1, height, width), dtype="float16"),
-            STATES: TensorInfo(shape=tokens, dtype="float16"),
-            PRESENT: TensorInfo(shape=tokens[:1], dtype="uint8"),
-        }
+
+def tensor_infos(counts: Sequence[Mapping[str, Any]]) -> dict[str, TensorInfo]:
+    """What a manifest says of the tensors.
+
+    Args:
+        counts: What `LatentEncoder` counted in each shard of the training split; at least one.
+    """
+    total = sum(count["n"] for count in counts)
+    mean = sum(count["sum"] for count in counts) / total
+    variance = sum(count["sum_squares"] for count in counts) / total - mean**2
+    infos = {
+        name: TensorInfo(shape=tuple(shape), dtype="uint8" if name == PRESENT else "float16")
+        for name, shape in counts[0]["shapes"].items()
+    }
+    infos[PATHOLOGY] = infos[PATHOLOGY].model_copy(update={"mean": mean, "std": max(variance, 0.0) ** 0.5})
+    return infos

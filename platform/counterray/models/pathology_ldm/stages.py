@@ -1,0 +1,263 @@
+"""`pathology_ldm` as a stage: text-guided diffusion of the pathology channel that `gsvae` disentangled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from counterray.bundle import Bundle, BundleError
+from counterray.data.dataset import DatasetInfo
+from counterray.data.study import Batch
+from counterray.diffusion.drift import Drift, DriftConfig, resolve
+from counterray.diffusion.sampling import SamplerConfig, initial_noise, sample
+from counterray.diffusion.schedule import ScheduleConfig, denoising_loss, training_scheduler
+from counterray.diffusion.unet import DenoiserConfig
+from counterray.models.gsvae.network import GSVAENetwork
+from counterray.models.gsvae.stages import load as load_gsvae
+from counterray.models.pathology_ldm.encoding import IDENTITY, PATHOLOGY, PRESENT, STATES
+from counterray.models.pathology_ldm.network import PathologyDenoiser
+from counterray.models.pathology_ldm.text import TowerTextEncoder
+from counterray.models.predictors import load_judge
+from counterray.models.predictors.common import evaluating, finding_metrics, labels_of, repeatable
+from counterray.models.predictors.image_text import TOKENIZER_FILE, ImageTextEncoder
+from counterray.nn.text import TextStates
+from counterray.training.stage import Export, Losses, StageConfig
+
+
+class PathologyLDMConfig(StageConfig):
+    """Settings of the `pathology_ldm` stage."""
+
+    stage: Literal["pathology_ldm"] = "pathology_ldm"
+    """Name of the stage."""
+    denoiser: DenoiserConfig = DenoiserConfig()
+    """Size of the denoiser; the default is for 64x64 images (16x16 latents)."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """Noise levels and what the network predicts."""
+    drift: DriftConfig = DriftConfig()
+    """Latent drifting, in training and in sampling."""
+    sampler: SamplerConfig = SamplerConfig(steps=20)
+    """How validation draws, and what the bundle draws with unless told otherwise."""
+    condition_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of training samples whose prompt is replaced by the empty one, which guidance needs."""
+    validation_draws: int = Field(default=256, ge=1)
+    """Studies of the validation split that are drawn anew from their prompts and judged."""
+
+
+class PathologyLDMStage:
+    """Stage 2 of Nie et al., Algorithm 1: `Stage` for `PathologyDenoiser`.
+
+    It reads the tensors of `LatentEncoder` and runs neither encoder while training. Validation draws z^n from
+    a study's prompt, decodes it with the study's own identity channels, and asks the image-text encoder's
+    finding head what the image shows.
+
+    Args:
+        config: Settings.
+    """
+
+    name = "pathology_ldm"
+    needs_masks: tuple[str, ...] = ()
+    needs_tensors: tuple[str, ...] = (PATHOLOGY, IDENTITY, STATES, PRESENT)
+    needs_reports = False
+    monitor = "auroc_macro"
+    direction = "max"
+    inputs: Mapping[str, str] = {"gsvae": "gsvae", "text": "image_text_encoder"}
+
+    def __init__(self, config: PathologyLDMConfig) -> None:
+        self.config = config
+        self.frozen: dict[str, nn.Module] = {}
+        self._finding_names: tuple[str, ...] = ()
+        self._parents: Mapping[str, Bundle] = {}
+        self._drift: Drift | None = None
+
+    def build(self, inputs: Mapping[str, Bundle], data: DatasetInfo) -> PathologyDenoiser:
+        """The denoiser for ``data``; gsvae, text encoder and judge of ``inputs`` go to ``frozen``.
+
+        Raises:
+            KeyError: If an input is missing.
+            ValueError: If ``data`` has no latents.
+            BundleError: If the latents were made by other bundles than the inputs.
+        """
+        self._require(inputs, data)
+        tokens = data.tensors[STATES].shape[0]
+        text = TowerTextEncoder.from_judge(inputs["text"], context=tokens)
+        self.frozen = {
+            "gsvae": load_gsvae(inputs["gsvae"]).requires_grad_(False),
+            "text": text,
+            "judge": load_judge(inputs["text"]),
+        }
+        self._parents, self._finding_names = inputs, data.finding_names
+        latents = data.tensors[PATHOLOGY]
+        config = self.config
+        # Standardised latents have mean 0, so that an automatic drift is 0 where the mean is what it undoes.
+        self._drift = resolve(config.drift, config.schedule, channels=1, latent_mean=torch.zeros(1))
+        return PathologyDenoiser(
+            config.denoiser,
+            size=latents.shape[-1],
+            mean=latents.mean,
+            std=latents.std,
+            null=text.encode([""]),
+        )
+
+    def _require(self, inputs: Mapping[str, Bundle], data: DatasetInfo) -> None:
+        for role, stage in self.inputs.items():
+            if role not in inputs:
+                raise KeyError(f"pathology_ldm needs the bundle of a {stage!r} as input {role!r}.")
+            inputs[role].expect(stage)
+        missing = [name for name in self.needs_tensors if name not in data.tensors]
+        if missing:
+            raise ValueError(
+                f"The dataset carries no {', '.join(missing)} of its studies. Make them once with python -m "
+                "jobs encode, and train on its result."
+            )
+        for role in self.inputs:
+            if data.parents.get(role) != inputs[role].checksum:
+                raise BundleError(
+                    f"The dataset's latents were made by another {role} than inputs.{role} "
+                    f"({inputs[role].location.uri}). Give the same bundle to encode and to train."
+                )
+
+    def loss(self, module: nn.Module, batch: Batch, step: int) -> Losses:
+        """Mean squared error of the predicted noise at random timesteps, prompts dropped at random."""
+        config, network = self.config, _network(module)
+        clean = network.standardise(batch.tensors[PATHOLOGY])
+        condition = _condition(batch)
+        kept = torch.rand(len(batch), device=clean.device) >= config.condition_dropout
+        loss = denoising_loss(
+            module,
+            training_scheduler(config.schedule),
+            clean,
+            noise=torch.randn_like(clean),
+            timesteps=torch.randint(config.schedule.timesteps, (len(batch),), device=clean.device),
+            condition=condition.where(kept, network.null),
+            drift=self._drift.forward if self._drift else None,
+        )
+        total = loss.each.mean()
+        return Losses(total, {"denoising": total.detach()})
+
+    def validate(self, module: nn.Module, batches: Iterable[Batch]) -> Mapping[str, float]:
+        """Denoising loss, and what a judge sees in images drawn from the studies' prompts.
+
+        Returns:
+            ``loss_denoising`` (lower is better) with the same noise every time; ``auroc_macro`` and the like
+            of the images drawn (`finding_metrics`, higher); ``reconstruction_auroc_macro`` and the like of
+            the same studies' reconstructions, what the draws can reach.
+        """
+        drawn, kept, parts = [], [], []
+        total, count, remaining = 0.0, 0, self.config.validation_draws
+        with evaluating(module), repeatable():
+            for batch in batches:
+                total += float(self.loss(module, batch, 0).total) * len(batch)
+                count += len(batch)
+                if remaining <= 0:
+                    continue
+                part = batch.select(torch.arange(min(remaining, len(batch)), device=batch.image.device))
+                remaining -= len(part)
+                seeds = torch.arange(remaining, remaining + len(part))
+                drawn.append(self._judged(part, self.draw(_network(module), _condition(part), seeds)))
+                kept.append(self._judged(part, part.tensors[PATHOLOGY]))
+                parts.append(part)
+        if not parts:
+            raise ValueError("The validation split is empty; ingest with a validation share above 0.")
+        metrics = self._findings(torch.cat(drawn), torch.cat(kept), parts)
+        return {"loss_denoising": total / count, **metrics}
+
+    def _findings(self, drawn: Tensor, kept: Tensor, parts: Sequence[Batch]) -> dict[str, float]:
+        judge = self._judge
+        names = [name for name in self._finding_names if name in judge.finding_names]
+        columns = [judge.finding_names.index(name) for name in names]
+        truths = [labels_of(part, names) for part in parts]
+        truth = torch.cat([labels for labels, _ in truths])
+        known = torch.cat([mask for _, mask in truths])
+        return {
+            **finding_metrics(drawn[:, columns], truth, known, names),
+            **finding_metrics(kept[:, columns], truth, known, names, prefix="reconstruction_auroc"),
+        }
+
+    def draw(self, network: PathologyDenoiser, condition: TextStates, seeds: Tensor) -> Tensor:
+        """z^n ``[B, 1, h, w]`` drawn from prompts, each row from its own seed."""
+        shape = (1, network.size, network.size)
+        noise = initial_noise(seeds, shape).to(condition.states.device)
+        drift = self._drift if self._drift and bool(self._drift.reverse.any()) else None
+        latents = sample(
+            network,
+            self.config.schedule,
+            self.config.sampler,
+            condition,
+            noise=noise,
+            seeds=seeds,
+            null=network.null,
+            drift=drift,
+        )
+        return network.restore(latents)
+
+    @property
+    def _judge(self) -> ImageTextEncoder:
+        judge = self.frozen["judge"]
+        assert isinstance(judge, ImageTextEncoder)
+        return judge
+
+    def _decoded(self, batch: Batch, pathology: Tensor) -> Tensor:
+        gsvae = self.frozen["gsvae"]
+        assert isinstance(gsvae, GSVAENetwork)
+        return gsvae.decode(torch.cat([batch.tensors[IDENTITY], pathology], dim=1)).clamp(-1.0, 1.0)
+
+    def _judged(self, batch: Batch, pathology: Tensor) -> Tensor:
+        judge = self._judge
+        return judge.finding_logits(judge.features(self._decoded(batch, pathology)))
+
+    def preview(self, module: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """``input``, ``reconstruction``, and ``drawn``: the pathology drawn anew from the study's prompt."""
+        part = batch.select(torch.arange(min(16, len(batch)), device=batch.image.device))
+        with evaluating(module):
+            drawn = self.draw(_network(module), _condition(part), torch.arange(len(part)))
+            return {
+                "input": part.image,
+                "reconstruction": self._decoded(part, part.tensors[PATHOLOGY]),
+                "drawn": self._decoded(part, drawn),
+            }
+
+    def export(self, module: nn.Module) -> Export:
+        """The denoiser, and copies of gsvae and text encoder: one bundle is all that generating needs."""
+        text, network = self.frozen["text"], _network(module)
+        assert isinstance(text, TowerTextEncoder)
+        parent = self._parents["gsvae"].metadata
+        return Export(
+            tensors={
+                "model": {name: value.detach().cpu() for name, value in module.state_dict().items()},
+                "gsvae": self.frozen["gsvae"].state_dict(),
+                "text": text.state_dict(),
+            },
+            metadata={
+                "config": self.config.model_dump(mode="json"),
+                "gsvae": parent,
+                "text": text.describe(),
+                "size": network.size,
+                "latent_mean": network.mean,
+                "latent_std": network.std,
+                "image_size": parent["image_size"],
+                "finding_names": list(self._finding_names),
+            },
+            files={TOKENIZER_FILE: self._parents["text"].file(TOKENIZER_FILE)},
+            intended_use=(
+                "Research on and audits of diagnostic models: images of a given patient with a pathology "
+                "asked for in words or by finding. Made images are no evidence of disease."
+            ),
+            limits=(
+                "What a prompt can ask for is what the reports of the training split said often enough. Rare "
+                "findings are drawn less reliably: look at their scores, or optimise the initial noise. The "
+                "vocabulary holds fragments of the training reports."
+            ),
+        )
+
+
+def _condition(batch: Batch) -> TextStates:
+    return TextStates(batch.tensors[STATES], batch.tensors[PRESENT] > 0.5)
+
+
+def _network(module: nn.Module) -> PathologyDenoiser:
+    assert isinstance(module, PathologyDenoiser)
+    return module
