@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from counterray.config import Config
 from counterray.models.gsvae.transformer import ChannelTransformer
-from counterray.nn.blocks import ResidualBlock, normalization, parameter_dtype, require_images
+from counterray.nn.blocks import ResidualBlock, Upsample, normalization, parameter_dtype, require_images
 
 LOG_VARIANCE_RANGE = (-12.0, 8.0)
 """Bounds of a posterior's log-variance, so that its exponential is finite in every float type."""
@@ -185,7 +185,7 @@ def _decoder(config: NetworkConfig) -> nn.Sequential:
     layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, config.widths[-1], 3, padding=1)]
     for coarse, fine in pairwise((*reversed(config.widths), 1)):
         layers += [ResidualBlock(coarse, coarse) for _ in range(config.residual_blocks)]
-        layers += [normalization(coarse), nn.SiLU(), nn.ConvTranspose2d(coarse, fine, 4, stride=2, padding=1)]
+        layers += [normalization(coarse), nn.SiLU(), Upsample(coarse, fine)]
     return nn.Sequential(*layers)
 
 
