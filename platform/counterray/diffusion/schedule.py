@@ -62,8 +62,8 @@ class ScheduleConfig(Config):
         ):
             if silent and self.prediction == "epsilon":
                 raise ValueError(
-                    f"{setting} needs prediction: v_prediction; at the last timestep hardly any signal is left, "
-                    "and errors of a predicted noise are divided by it"
+                    f"{setting} needs prediction: v_prediction; at the last timestep hardly any signal is "
+                    "left, and errors of a predicted noise are divided by it"
                 )
         return self
 
