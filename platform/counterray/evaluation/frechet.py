@@ -14,6 +14,9 @@ from counterray.evaluation.two_sample import both_checked, require_patients, two
 FRECHET_RESAMPLES = 200
 """Bootstrap resamples: each takes two eigendecompositions of D × D, so fewer than elsewhere."""
 
+SPLITS = 10
+"""Random splits into halves, two distances each, for the extrapolation."""
+
 
 def frechet_distance(generated: Tensor, real: Tensor) -> float:
     """Squared Fréchet distance of two Gaussians fitted to features: FID where the judge is Inception.
@@ -34,7 +37,7 @@ def frechet_distance(generated: Tensor, real: Tensor) -> float:
     return _distance(*both_checked(generated, real, "Fréchet distance", minimum=2))
 
 
-def frechet_metric(
+def frechet_metrics(
     generated: Tensor,
     real: Tensor,
     *,
@@ -44,8 +47,14 @@ def frechet_metric(
     subset: str = "",
     resamples: int = FRECHET_RESAMPLES,
     seed: int = 0,
-) -> Metric:
-    """The Fréchet distance with its interval, which covers sampling but not the bias of small samples.
+) -> list[Metric]:
+    """The Fréchet distance as it is usually given, and extrapolated to samples without end.
+
+    ``frechet_distance``: its interval covers sampling but not the bias of small samples.
+    ``frechet_distance_extrapolated``: the bias falls as 1/n, so twice the distance less that of halves of the
+    samples is free of it; it can be below 0. Its interval is the distance's, shifted, since a small change
+    of the samples moves both alike. NaN where halves have no more images than features: the law does not
+    hold there.
 
     Args:
         generated: Features ``[n, D]``.
@@ -53,12 +62,15 @@ def frechet_metric(
         patients: Whose images the n generated ones were made from; their own names where from nobody's.
         real_patients: The patients of the m real images.
         judge: Label of the judge that gave the features.
-        subset: What the number is restricted to.
+        subset: What the numbers are restricted to.
         resamples: Bootstrap resamples.
-        seed: Of the bootstrap.
+        seed: Of the bootstrap and of the halves.
 
     Raises:
         ValueError: As `frechet_distance`, or if images do not each name a patient.
+
+    Reference: extrapolation: Chong and Forsyth, 2020, https://arxiv.org/abs/1911.07023, section 3, from two
+        sample sizes in place of fifteen, and of both samples.
     """
     require_patients("Fréchet distance", generated, real, patients, real_patients)
     ours, theirs = both_checked(generated, real, "Fréchet distance", minimum=2)
@@ -71,24 +83,76 @@ def frechet_metric(
     [interval] = two_sample_bootstrap(
         statistic, patients, real_patients, ends="centred", resamples=resamples, seed=seed
     )
-    smallest, width = min(len(ours), len(theirs)), ours.shape[1]
-    notes = [f"{len(ours)} generated against {len(theirs)} real images, {width} features"]
+    value = _distance(ours, theirs)
+    unbiased = 2 * value - _mean_of_halves(ours, theirs, patients, real_patients, seed=seed)
+    width = ours.shape[1]
+    sizes = f"{len(ours)} generated against {len(theirs)} real images, {width} features"
+    low, high = interval.low, interval.high
+    shift = unbiased - value
+    return [
+        Metric(
+            name=name,
+            value=number,
+            low=start,
+            high=end,
+            n=len(ours),
+            judge=judge,
+            direction="lower",
+            subset=subset,
+            note=note,
+        )
+        for name, number, start, end, note in (
+            (
+                "frechet_distance",
+                value,
+                float(np.maximum(low, 0.0)),
+                high,
+                f"{sizes}; {_bias_note(min(len(ours), len(theirs)), width, -shift)}",
+            ),
+            (
+                "frechet_distance_extrapolated",
+                unbiased,
+                low + shift,
+                high + shift,
+                f"not known: halves of the samples have no more images than features; {sizes}"
+                if np.isnan(unbiased)
+                else f"to samples without end; {sizes}",
+            ),
+        )
+    ]
+
+
+def _bias_note(smallest: int, width: int, bias: float) -> str:
     if smallest <= width:
-        notes.append(
+        return (
             f"only {smallest} images for {width} features: strongly biased upwards, compare it with numbers "
             "of the same sample sizes only and prefer the kernel distance"
         )
-    return Metric(
-        name="frechet_distance",
-        value=_distance(ours, theirs),
-        low=max(interval.low, 0.0) if interval.low == interval.low else interval.low,
-        high=interval.high,
-        n=len(ours),
-        judge=judge,
-        direction="lower",
-        subset=subset,
-        note="; ".join(notes),
+    if np.isnan(bias):
+        return "biased upwards: compare it with numbers of the same sample sizes only"
+    return (
+        f"biased upwards by about {max(bias, 0.0):.2g}: compare it with numbers of the same sample sizes only"
     )
+
+
+def _mean_of_halves(
+    ours: Floats, theirs: Floats, patients: Sequence[str], real_patients: Sequence[str], *, seed: int
+) -> float:
+    """Mean distance between halves of both samples, patients undivided; NaN where halves are too small."""
+    random = np.random.default_rng(seed)
+    distances = []
+    for _ in range(SPLITS):
+        mine, yours = _halves(patients, random), _halves(real_patients, random)
+        if min(len(rows) for rows in (*mine, *yours)) <= ours.shape[1]:
+            return float("nan")
+        distances += [_distance(ours[a], theirs[b]) for a, b in zip(mine, yours, strict=True)]
+    return float(np.mean(distances))
+
+
+def _halves(patients: Sequence[str], random: np.random.Generator) -> tuple[Rows, Rows]:
+    names, codes = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
+    first = random.permutation(len(names)) < len(names) // 2
+    return np.flatnonzero(first[codes]), np.flatnonzero(~first[codes])
 
 
 def _distance(first: Floats, second: Floats) -> float:
