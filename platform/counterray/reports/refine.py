@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -115,7 +116,13 @@ class Refined:
 
 
 class Refiner(Protocol):
-    """Anything that reads reports."""
+    """Anything that reads reports.
+
+    Attributes:
+        tally: What happened since it was made, by name: ``cached``, and ``fell_back.<cause>``.
+    """
+
+    tally: Counter[str]
 
     def refine(self, texts: Sequence[str]) -> list[Refined]:
         """Reads report texts.

@@ -9,9 +9,11 @@ end. Here a cue that stands behind its finding acts on the nearest one and on th
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
+from counterray.config import Config
 from counterray.reports.lexicon import Lexicon, Span, Vocabulary, lexicon
 from counterray.reports.refine import Mention, Refined, Severity, normalise
 from counterray.reports.sections import describing, sentences
@@ -23,10 +25,18 @@ _LISTED = re.compile(r"\b(?:or|nor)\b|,|/")
 _DIVISION = re.compile(r"\band\b|\bor\b|\bwith\b|,|\bas well as\b")
 
 
+class RulesConfig(Config):
+    """The rules have no settings: their words are in ``lexicon.yaml``."""
+
+    name: Literal["rules"] = "rules"
+    """The refiner's name."""
+
+
 class RulesRefiner:
     """Reads reports by rules; see `counterray.reports.refine.Refiner`."""
 
     def __init__(self) -> None:
+        self.tally: Counter[str] = Counter()
         self._lexicon = lexicon()
 
     def refine(self, texts: Sequence[str]) -> list[Refined]:
@@ -34,12 +44,9 @@ class RulesRefiner:
         return [self._read(text) for text in texts]
 
     def _read(self, text: str) -> Refined:
-        mentions: list[Mention] = []
-        is_normal = False
-        for sentence in sentences(describing(text)):
-            is_normal = True
-            mentions += mentions_in(sentence, self._lexicon)
-        if is_normal and not any(self._is_abnormal(text) for text in sentences(describing(text))):
+        said = list(sentences(describing(text)))
+        mentions = [mention for sentence in said for mention in mentions_in(sentence, self._lexicon)]
+        if said and not any(self._is_abnormal(sentence) for sentence in said):
             mentions.append(Mention(finding="no_finding"))
         return normalise(mentions)
 
