@@ -11,7 +11,7 @@ from counterray.bundle import open_bundle
 from counterray.data.dataset import open_dataset
 from counterray.data.derive import derive
 from counterray.models.gsvae.stages import load as load_gsvae
-from counterray.models.pathology_ldm.encoding import EncodeConfig, LatentEncoder
+from counterray.models.pathology_ldm.encoding import EncodeConfig, LatentEncoder, tensor_infos
 from counterray.models.pathology_ldm.text import TowerTextEncoder
 
 
@@ -37,11 +37,12 @@ def encode(config: EncodeConfig, *, data: str, gsvae: str, text: str, out: str) 
         return LatentEncoder(network, encoder, info, config)
 
     checksums = {role: bundle.checksum for role, bundle in parents.items()}
-    settings = {"config": config.model_dump(mode="json", exclude={"batch_size", "gpus", "workers"}), "parents": checksums}
+    decisive = config.model_dump(mode="json", exclude={"batch_size", "gpus", "workers"})
+    settings = {"config": decisive, "parents": checksums}
     derived = derive(
         dataset, out, make, kind="encoded", settings=settings, gpus=config.gpus, workers=config.workers
     )
-    manifest = derived.finish(tensors=make().tensors(derived.counts["train"]), parents=checksums)
+    manifest = derived.finish(tensors=tensor_infos(derived.counts["train"]), parents=checksums)
     return {
         "dataset": derived.out.uri,
         "studies": sum(dataset.rows(split) for split in derived.counts),
