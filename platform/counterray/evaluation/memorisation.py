@@ -52,15 +52,28 @@ class NearCopyGate:
         return nearest(features, self.training).distance < self.threshold
 
 
-def nearest(features: Tensor, training: Tensor) -> Neighbours:
+def nearest(
+    features: Tensor,
+    training: Tensor,
+    *,
+    patients: Sequence[str] = (),
+    training_patients: Sequence[str] = (),
+) -> Neighbours:
     """The nearest training image of each image, by Euclidean distance of features.
 
     Args:
         features: ``[n, D]``.
         training: ``[N, D]``.
+        patients: Whose images the n ones were made from. Where these are named, so must be those of the
+            training images, and images of the own patient are left out: an edit is to resemble them.
+        training_patients: The patients of the N training images.
+
+    Returns:
+        Neighbours; at distance ∞ where no training image is of another patient.
 
     Raises:
-        ValueError: If the features are no finite matrices of the same width.
+        ValueError: If the features are no finite matrices of the same width, or not all images name a
+            patient.
     """
     ours, theirs = checked(features, "Nearest training image"), checked(training, "Training images")
     if ours.shape[1] != theirs.shape[1]:
@@ -68,10 +81,22 @@ def nearest(features: Tensor, training: Tensor) -> Neighbours:
             f"Nearest training image: images have {ours.shape[1]} features and training images "
             f"{theirs.shape[1]}; take both from one judge."
         )
-    found = [
-        torch.cdist(ours[rows], theirs, compute_mode="donot_use_mm_for_euclid_dist").min(dim=1)
-        for rows in pieces(len(ours), CHUNK)
-    ]
+    own = None
+    if patients or training_patients:
+        if (len(patients), len(training_patients)) != (len(ours), len(theirs)):
+            raise ValueError(
+                f"Nearest training image: {len(patients)} patients of {len(ours)} images and "
+                f"{len(training_patients)} of {len(theirs)} training images; one each is needed, or none at all."
+            )
+        codes = {patient: code for code, patient in enumerate(dict.fromkeys(training_patients))}
+        theirs_of = torch.tensor([codes[patient] for patient in training_patients])
+        own = torch.tensor([codes.get(patient, -1) for patient in patients])
+    found = []
+    for rows in pieces(len(ours), CHUNK):
+        distance = torch.cdist(ours[rows], theirs, compute_mode="donot_use_mm_for_euclid_dist")
+        if own is not None:
+            distance = distance.masked_fill(own[rows, None] == theirs_of, torch.inf)
+        found.append(distance.min(dim=1))
     return Neighbours(torch.cat([part.values for part in found]), torch.cat([part.indices for part in found]))
 
 
@@ -109,6 +134,7 @@ def memorisation_metrics(
     *,
     patients: Sequence[str],
     held_out_patients: Sequence[str],
+    training_patients: Sequence[str],
     judge: str,
     percentile: float = NEAR_COPY_PERCENTILE,
     seed: int = 0,
@@ -129,6 +155,8 @@ def memorisation_metrics(
         held_out: Features ``[m, D]`` of real images of other patients.
         patients: Whose images the n generated ones were made from; their own names where from nobody's.
         held_out_patients: The patients of the m held-out images.
+        training_patients: The patients of the N training images; an image is not compared with those of the
+            patient that it was made from.
         judge: Label of the judge that gave the features.
         percentile: Of the threshold.
         seed: Of the bootstrap and of the draw of equally many images.
@@ -142,8 +170,14 @@ def memorisation_metrics(
     require_patients("Memorisation", generated, held_out, patients, held_out_patients)
     both_checked(generated, held_out, "Memorisation", minimum=1)
     gate = calibrate_gate(training, held_out, percentile=percentile)
-    distance = nearest(generated, training).distance
-    member, of_either = _membership(generated, gate, checked(held_out, "Held-out images"), seed=seed)
+    distance = nearest(generated, training, patients=patients, training_patients=training_patients).distance
+    member, of_either = _membership(
+        generated,
+        patients,
+        ((gate.training, training_patients), (checked(held_out, "Held-out images"), held_out_patients)),
+        gate.threshold,
+        seed=seed,
+    )
     return [
         _ratio_metric(
             distance.numpy(),
@@ -180,16 +214,24 @@ def memorisation_metrics(
 
 
 def _membership(
-    generated: Tensor, gate: NearCopyGate, held_out: Tensor, *, seed: int
+    generated: Tensor,
+    patients: Sequence[str],
+    samples: Sequence[tuple[Tensor, Sequence[str]]],
+    threshold: float,
+    *,
+    seed: int,
 ) -> tuple[Tensor, Tensor]:
     """Of equally many training and held-out images: whether the nearest is of training, and a near copy."""
-    size = min(len(gate.training), len(held_out))
+    size = min(len(sample) for sample, _ in samples)
     random = torch.Generator().manual_seed(seed)
-    to_members, to_others = (
-        nearest(generated, sample[torch.randperm(len(sample), generator=random)[:size]]).distance
-        for sample in (gate.training, held_out)
-    )
-    return to_members < to_others, torch.minimum(to_members, to_others) < gate.threshold
+    distances = []
+    for sample, who in samples:
+        rows = torch.randperm(len(sample), generator=random)[:size]
+        drawn = [who[row] for row in rows.tolist()]
+        found = nearest(generated, sample[rows], patients=patients, training_patients=drawn)
+        distances.append(found.distance)
+    to_members, to_others = distances
+    return to_members < to_others, torch.minimum(to_members, to_others) < threshold
 
 
 def _ratio_metric(

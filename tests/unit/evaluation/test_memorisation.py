@@ -18,13 +18,14 @@ def people(n: int, name: str = "p") -> list[str]:
     return [f"{name}{row}" for row in range(n)]
 
 
-def metrics_of(generated: Tensor) -> dict[str, Metric]:
+def metrics_of(generated: Tensor, patients: list[str] | None = None) -> dict[str, Metric]:
     found = memorisation_metrics(
         generated,
         normal(400, seed=1),
         normal(200, seed=2),
-        patients=people(len(generated)),
+        patients=patients or people(len(generated)),
         held_out_patients=people(200, "q"),
+        training_patients=people(400, "t"),
         judge="j",
     )
     return {metric.name: metric for metric in found}
@@ -40,6 +41,25 @@ def test_nearest_in_chunks_is_nearest() -> None:
     many, training = normal(2500, seed=3), normal(7, seed=4)
     found = nearest(many, training)
     assert found.index.tolist() == torch.cdist(many, training).argmin(dim=1).tolist()
+
+
+def test_images_of_the_own_patient_are_left_out() -> None:
+    training = torch.tensor([[1.0], [2.0], [5.0]])
+    found = nearest(
+        torch.tensor([[0.0], [0.0], [0.0]]),
+        training,
+        patients=["a", "b", "stranger"],
+        training_patients=["a", "a", "b"],
+    )
+    assert found.distance.tolist() == [5.0, 1.0, 1.0]
+    alone = nearest(torch.zeros(1, 1), training, patients=["a"], training_patients=["a"] * 3)
+    assert alone.distance.tolist() == [math.inf]
+
+
+def test_edits_may_resemble_the_patients_that_they_were_made_from() -> None:
+    edits = metrics_of(normal(400, seed=1)[:100] + 1e-3, people(100, "t"))
+    assert edits["near_copies"].value < 0.1
+    assert edits["nearest_training_distance_ratio"].value > 0.9
 
 
 def test_the_threshold_is_the_percentile_of_held_out_distances() -> None:
@@ -100,6 +120,7 @@ def test_held_out_images_that_are_copies_leave_no_ratio() -> None:
         training,
         patients=people(5),
         held_out_patients=people(200, "q"),
+        training_patients=people(200, "t"),
         judge="j",
     )
     assert math.isnan(found[0].value)
@@ -112,6 +133,8 @@ def test_bad_input() -> None:
         calibrate_gate(normal(10, seed=1), normal(50, seed=2), percentile=0)
     with pytest.raises(ValueError, match="have 6 features and training images 5"):
         nearest(normal(3, seed=1), torch.zeros(3, 5))
+    with pytest.raises(ValueError, match="0 patients of 3 images and 2 of 3 training images; one each"):
+        nearest(normal(3, seed=1), normal(3, seed=2), training_patients=["a", "b"])
     with pytest.raises(ValueError, match="200 real images but 3 patients"):
         memorisation_metrics(
             normal(5, seed=1),
@@ -119,5 +142,6 @@ def test_bad_input() -> None:
             normal(200, seed=2),
             patients=people(5),
             held_out_patients=people(3),
+            training_patients=people(9, "t"),
             judge="j",
         )
