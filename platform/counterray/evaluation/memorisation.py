@@ -86,7 +86,7 @@ def nearest(
         if (len(patients), len(training_patients)) != (len(ours), len(theirs)):
             raise ValueError(
                 f"Nearest training image: {len(patients)} patients of {len(ours)} images and "
-                f"{len(training_patients)} of {len(theirs)} training images; one each is needed, or none at all."
+                f"{len(training_patients)} of {len(theirs)} training images; one each is needed, or none."
             )
         codes = {patient: code for code, patient in enumerate(dict.fromkeys(training_patients))}
         theirs_of = torch.tensor([codes[patient] for patient in training_patients])
