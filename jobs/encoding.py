@@ -13,6 +13,7 @@ from counterray.data.derive import derive
 from counterray.models.gsvae.stages import load as load_gsvae
 from counterray.models.pathology_ldm.encoding import EncodeConfig, LatentEncoder, tensor_infos
 from counterray.models.pathology_ldm.text import TowerTextEncoder
+from counterray.models.predictors.image_text import load as load_text
 
 
 def encode(config: EncodeConfig, *, data: str, gsvae: str, text: str, out: str) -> Mapping[str, Any]:
@@ -33,7 +34,7 @@ def encode(config: EncodeConfig, *, data: str, gsvae: str, text: str, out: str) 
     def make() -> LatentEncoder:
         device = torch.device("cuda" if config.gpus else "cpu")
         network = load_gsvae(parents["gsvae"]).to(device)
-        encoder = TowerTextEncoder.from_judge(parents["text"], context=config.text.context).to(device)
+        encoder = TowerTextEncoder(load_text(parents["text"]), context=config.context).to(device)
         return LatentEncoder(network, encoder, info, config)
 
     checksums = {role: bundle.checksum for role, bundle in parents.items()}

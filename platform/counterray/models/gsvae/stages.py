@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -206,14 +206,18 @@ def load(bundle: Bundle) -> GSVAENetwork:
         BundleError: If the bundle is another stage's.
     """
     bundle.expect(GSVAEStage.name)
-    metadata = bundle.metadata
-    network = GSVAENetwork(
+    network = rebuild(bundle.metadata)
+    network.load_state_dict(bundle.tensors())
+    return network.eval()
+
+
+def rebuild(metadata: Mapping[str, Any]) -> GSVAENetwork:
+    """The network that a bundle's metadata describe, without its weights."""
+    return GSVAENetwork(
         GSVAEConfig.model_validate(metadata["config"]).network,
         image_size=metadata["image_size"],
         findings=len(metadata["finding_names"]),
     )
-    network.load_state_dict(bundle.tensors())
-    return network.eval()
 
 
 def _next_image(batch: Batch) -> Tensor:

@@ -13,17 +13,20 @@ from counterray.bundle import Bundle, BundleError
 from counterray.data.dataset import DatasetInfo
 from counterray.data.study import Batch
 from counterray.diffusion.drift import Drift, DriftConfig, resolve
-from counterray.diffusion.sampling import SamplerConfig, initial_noise, sample
+from counterray.diffusion.sampling import SamplerConfig
 from counterray.diffusion.schedule import ScheduleConfig, denoising_loss, training_scheduler
 from counterray.diffusion.unet import DenoiserConfig
 from counterray.models.gsvae.network import GSVAENetwork
 from counterray.models.gsvae.stages import load as load_gsvae
+from counterray.models.gsvae.stages import rebuild as rebuild_gsvae
 from counterray.models.pathology_ldm.encoding import IDENTITY, PATHOLOGY, PRESENT, STATES
+from counterray.models.pathology_ldm.model import PathologyLDM
 from counterray.models.pathology_ldm.network import PathologyDenoiser
 from counterray.models.pathology_ldm.text import TowerTextEncoder
-from counterray.models.predictors import load_judge
 from counterray.models.predictors.common import evaluating, finding_metrics, labels_of, repeatable
 from counterray.models.predictors.image_text import TOKENIZER_FILE, ImageTextEncoder
+from counterray.models.predictors.image_text import load as load_text
+from counterray.models.predictors.image_text import rebuild as rebuild_text
 from counterray.nn.text import TextStates
 from counterray.training.stage import Export, Losses, StageConfig
 
@@ -72,6 +75,7 @@ class PathologyLDMStage:
         self._finding_names: tuple[str, ...] = ()
         self._parents: Mapping[str, Bundle] = {}
         self._drift: Drift | None = None
+        self._context = 0
 
     def build(self, inputs: Mapping[str, Bundle], data: DatasetInfo) -> PathologyDenoiser:
         """The denoiser for ``data``; gsvae, text encoder and judge of ``inputs`` go to ``frozen``.
@@ -82,14 +86,10 @@ class PathologyLDMStage:
             BundleError: If the latents were made by other bundles than the inputs.
         """
         self._require(inputs, data)
-        tokens = data.tensors[STATES].shape[0]
-        text = TowerTextEncoder.from_judge(inputs["text"], context=tokens)
-        self.frozen = {
-            "gsvae": load_gsvae(inputs["gsvae"]).requires_grad_(False),
-            "text": text,
-            "judge": load_judge(inputs["text"]),
-        }
+        gsvae, judge = load_gsvae(inputs["gsvae"]).requires_grad_(False), load_text(inputs["text"])
+        self.frozen = {"gsvae": gsvae, "judge": judge}
         self._parents, self._finding_names = inputs, data.finding_names
+        self._context = data.tensors[STATES].shape[0]
         latents = data.tensors[PATHOLOGY]
         config = self.config
         # Standardised latents have mean 0, so that an automatic drift is 0 where the mean is what it undoes.
@@ -99,7 +99,7 @@ class PathologyLDMStage:
             size=latents.shape[-1],
             mean=latents.mean,
             std=latents.std,
-            null=text.encode([""]),
+            null=TowerTextEncoder(judge, context=self._context).encode([""]),
         )
 
     def _require(self, inputs: Mapping[str, Bundle], data: DatasetInfo) -> None:
@@ -146,6 +146,7 @@ class PathologyLDMStage:
             of the images drawn (`finding_metrics`, higher); ``reconstruction_auroc_macro`` and the like of
             the same studies' reconstructions, what the draws can reach.
         """
+        model = self.assembled(module)
         drawn, kept, parts = [], [], []
         total, count, remaining = 0.0, 0, self.config.validation_draws
         with evaluating(module), repeatable():
@@ -157,8 +158,9 @@ class PathologyLDMStage:
                 part = batch.select(torch.arange(min(remaining, len(batch)), device=batch.image.device))
                 remaining -= len(part)
                 seeds = torch.arange(remaining, remaining + len(part))
-                drawn.append(self._judged(part, self.draw(_network(module), _condition(part), seeds)))
-                kept.append(self._judged(part, part.tensors[PATHOLOGY]))
+                pathology = model.draw(_condition(part), noise=model.noise(seeds), seeds=seeds)
+                drawn.append(_judged(model, part, pathology))
+                kept.append(_judged(model, part, part.tensors[PATHOLOGY]))
                 parts.append(part)
         if not parts:
             raise ValueError("The validation split is empty; ingest with a validation share above 0.")
@@ -166,7 +168,8 @@ class PathologyLDMStage:
         return {"loss_denoising": total / count, **metrics}
 
     def _findings(self, drawn: Tensor, kept: Tensor, parts: Sequence[Batch]) -> dict[str, float]:
-        judge = self._judge
+        judge = self.frozen["judge"]
+        assert isinstance(judge, ImageTextEncoder)
         names = [name for name in self._finding_names if name in judge.finding_names]
         columns = [judge.finding_names.index(name) for name in names]
         truths = [labels_of(part, names) for part in parts]
@@ -177,64 +180,40 @@ class PathologyLDMStage:
             **finding_metrics(kept[:, columns], truth, known, names, prefix="reconstruction_auroc"),
         }
 
-    def draw(self, network: PathologyDenoiser, condition: TextStates, seeds: Tensor) -> Tensor:
-        """z^n ``[B, 1, h, w]`` drawn from prompts, each row from its own seed."""
-        shape = (1, network.size, network.size)
-        noise = initial_noise(seeds, shape).to(condition.states.device)
-        drift = self._drift if self._drift and bool(self._drift.reverse.any()) else None
-        latents = sample(
-            network,
-            self.config.schedule,
-            self.config.sampler,
-            condition,
-            noise=noise,
-            seeds=seeds,
-            null=network.null,
-            drift=drift,
-        )
-        return network.restore(latents)
-
-    @property
-    def _judge(self) -> ImageTextEncoder:
-        judge = self.frozen["judge"]
-        assert isinstance(judge, ImageTextEncoder)
-        return judge
-
-    def _decoded(self, batch: Batch, pathology: Tensor) -> Tensor:
-        gsvae = self.frozen["gsvae"]
+    def assembled(self, module: nn.Module) -> PathologyLDM:
+        """The module with the frozen networks around it, ready to draw."""
+        gsvae, judge = self.frozen["gsvae"], self.frozen["judge"]
         assert isinstance(gsvae, GSVAENetwork)
-        return gsvae.decode(torch.cat([batch.tensors[IDENTITY], pathology], dim=1)).clamp(-1.0, 1.0)
-
-    def _judged(self, batch: Batch, pathology: Tensor) -> Tensor:
-        judge = self._judge
-        return judge.finding_logits(judge.features(self._decoded(batch, pathology)))
+        assert isinstance(judge, ImageTextEncoder)
+        return assemble(self.config, gsvae, judge, _network(module), drift=self._drift, context=self._context)
 
     def preview(self, module: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """``input``, ``reconstruction``, and ``drawn``: the pathology drawn anew from the study's prompt."""
         part = batch.select(torch.arange(min(16, len(batch)), device=batch.image.device))
+        model, seeds = self.assembled(module), torch.arange(len(part))
         with evaluating(module):
-            drawn = self.draw(_network(module), _condition(part), torch.arange(len(part)))
+            drawn = model.draw(_condition(part), noise=model.noise(seeds), seeds=seeds)
+            identity = part.tensors[IDENTITY]
             return {
                 "input": part.image,
-                "reconstruction": self._decoded(part, part.tensors[PATHOLOGY]),
-                "drawn": self._decoded(part, drawn),
+                "reconstruction": model.decode(identity, part.tensors[PATHOLOGY]),
+                "drawn": model.decode(identity, drawn),
             }
 
     def export(self, module: nn.Module) -> Export:
-        """The denoiser, and copies of gsvae and text encoder: one bundle is all that generating needs."""
-        text, network = self.frozen["text"], _network(module)
-        assert isinstance(text, TowerTextEncoder)
-        parent = self._parents["gsvae"].metadata
+        """The denoiser with copies of gsvae and image-text encoder: all that generating needs."""
+        network, parent = _network(module), self._parents["gsvae"].metadata
         return Export(
             tensors={
                 "model": {name: value.detach().cpu() for name, value in module.state_dict().items()},
                 "gsvae": self.frozen["gsvae"].state_dict(),
-                "text": text.state_dict(),
+                "text": self.frozen["judge"].state_dict(),
             },
             metadata={
                 "config": self.config.model_dump(mode="json"),
                 "gsvae": parent,
-                "text": text.describe(),
+                "text": self._parents["text"].metadata,
+                "context": self._context,
                 "size": network.size,
                 "latent_mean": network.mean,
                 "latent_std": network.std,
@@ -258,6 +237,58 @@ def _condition(batch: Batch) -> TextStates:
     return TextStates(batch.tensors[STATES], batch.tensors[PRESENT] > 0.5)
 
 
+def _judged(model: PathologyLDM, batch: Batch, pathology: Tensor) -> Tensor:
+    """The judge's finding logits of the batch's identities with ``pathology``, ``[B, F]``."""
+    return model.judge.finding_logits(model.features(model.decode(batch.tensors[IDENTITY], pathology)))
+
+
 def _network(module: nn.Module) -> PathologyDenoiser:
     assert isinstance(module, PathologyDenoiser)
     return module
+
+
+def assemble(
+    config: PathologyLDMConfig,
+    gsvae: GSVAENetwork,
+    judge: ImageTextEncoder,
+    denoiser: PathologyDenoiser,
+    *,
+    drift: Drift | None,
+    context: int,
+) -> PathologyLDM:
+    """The whole model of its parts."""
+    return PathologyLDM(
+        gsvae,
+        judge,
+        denoiser,
+        schedule=config.schedule,
+        sampler=config.sampler,
+        drift=drift if drift and bool(drift.reverse.any()) else None,
+        context=context,
+    )
+
+
+def load(bundle: Bundle) -> PathologyLDM:
+    """The trained model of a `pathology_ldm` bundle, frozen and in evaluation mode.
+
+    Raises:
+        BundleError: If the bundle is another stage's.
+    """
+    bundle.expect(PathologyLDMStage.name)
+    metadata = bundle.metadata
+    config = PathologyLDMConfig.model_validate(metadata["config"])
+    gsvae = rebuild_gsvae(metadata["gsvae"])
+    gsvae.load_state_dict(bundle.tensors("gsvae"))
+    judge = rebuild_text(metadata["text"], bundle.file(TOKENIZER_FILE))
+    judge.load_state_dict(bundle.tensors("text"))
+    denoiser = PathologyDenoiser(
+        config.denoiser,
+        size=metadata["size"],
+        mean=metadata["latent_mean"],
+        std=metadata["latent_std"],
+        null=TowerTextEncoder(judge.eval(), context=metadata["context"]).encode([""]),
+    )
+    denoiser.load_state_dict(bundle.tensors())
+    drift = resolve(config.drift, config.schedule, channels=1, latent_mean=torch.zeros(1))
+    model = assemble(config, gsvae, judge, denoiser, drift=drift, context=metadata["context"])
+    return model.eval().requires_grad_(False)

@@ -349,6 +349,18 @@ def _recalls(image: Tensor, text: Tensor, reports: Sequence[str]) -> dict[str, f
     return {f"recall_at_{k}": recall(positions, k) for k in (1, 5)}
 
 
+def load(bundle: Bundle) -> ImageTextEncoder:
+    """The trained encoder of an `image_text_encoder` bundle, frozen and in evaluation mode.
+
+    Raises:
+        BundleError: If the bundle is another stage's.
+    """
+    bundle.expect(ImageTextEncoderStage.name)
+    encoder = rebuild(bundle.metadata, bundle.file(TOKENIZER_FILE))
+    encoder.load_state_dict(bundle.tensors())
+    return encoder.eval().requires_grad_(False)
+
+
 def rebuild(metadata: Mapping[str, Any], tokenizer: bytes) -> ImageTextEncoder:
     """The encoder that a bundle's metadata and vocabulary describe, without its weights."""
     config = ImageTextEncoderConfig.model_validate(metadata["config"])
