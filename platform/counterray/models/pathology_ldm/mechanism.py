@@ -1,0 +1,153 @@
+"""`pathology_ldm` as an image `Mechanism`: identity from the image, pathology drawn from findings or words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+
+from counterray.causal.mechanism import Values
+from counterray.diffusion.schedule import training_scheduler
+from counterray.models.gsvae.bank import findings_of
+from counterray.models.pathology_ldm.model import PathologyLDM
+from counterray.models.pathology_ldm.prompts import label_prompts
+
+Abduction = Literal["fresh", "inverted"]
+"""Where a counterfactual's z_T comes from: ``fresh`` noise, as published, or ``inverted``, the noise from
+which the patient's own prompt draws the observed z^n, so that what no prompt says stays."""
+
+
+@dataclass(frozen=True)
+class PathologyNoise:
+    """What an image is made of, apart from its parents.
+
+    Attributes:
+        identity: Identity channels ``[B, n - 1, h, w]``.
+        pathology: The pathology channel ``[B, 1, h, w]`` that stands as long as nothing is changed.
+        initial: z_T ``[B, 1, h, w]``, from which another pathology is drawn.
+        findings: ``[B, F]`` that ``pathology`` shows, NaN where not known.
+    """
+
+    identity: Tensor
+    pathology: Tensor
+    initial: Tensor
+    findings: Tensor
+
+
+class PathologyLDMMechanism:
+    """Implements `Mechanism`. Parents are read by the names ``finding.<name>``; all others are ignored.
+
+    ``predict`` under unchanged findings decodes the observed pathology channel; under changed ones it draws a
+    channel from the findings in words (`label_prompts`).
+
+    Args:
+        model: A trained model.
+        finding_names: Findings in the order of the dataset.
+        abduction: See `Abduction`.
+        seed: Of fresh noise. Every row takes the same z_T, so that no row depends on those beside it.
+    """
+
+    def __init__(
+        self,
+        model: PathologyLDM,
+        *,
+        finding_names: Sequence[str],
+        abduction: Abduction = "fresh",
+        seed: int = 0,
+    ) -> None:
+        self.model, self.finding_names = model, tuple(finding_names)
+        self.abduction, self.seed = abduction, seed
+
+    @torch.no_grad()
+    def loss(self, value: Tensor, parents: Values) -> Tensor:
+        """Variational bound of z^n's negative log-likelihood given the findings, ``[B]`` [nats].
+
+        One draw of t and ε (torch's global random state) of ``T/2 (SNR(t-1) - SNR(t)) ‖u - û‖²``, with û the
+        clean latent that the denoiser's output stands for; the terms of the prior and of t = 0 are left out,
+        as they do not depend on the denoiser. It bounds z^n's part of the image alone: the identity channels
+        have no density here.
+        Reference: Kingma et al., 2021, https://arxiv.org/abs/2107.00630, equation 13.
+        """
+        _, pathology = self.model.encode(value)
+        clean = self.model.denoiser.standardise(pathology)
+        scheduler = training_scheduler(self.model.schedule)
+        squared = scheduler.alphas_cumprod.to(clean.device)
+        timesteps = torch.randint(1, len(squared), (len(clean),), device=clean.device)
+        signal, noise_level = (level[timesteps][:, None, None, None] for level in _levels(squared))
+        noisy = signal * clean + noise_level * torch.randn_like(clean)
+        condition = self.model.prompts(self._words(findings_of(parents, self.finding_names, like=clean)))
+        output = self.model.denoiser(noisy, timesteps, condition)
+        if self.model.schedule.prediction == "epsilon":
+            found = (noisy - noise_level * output) / signal
+        else:
+            found = signal * noisy - noise_level * output
+        ratio = squared / (1 - squared)
+        weight = 0.5 * len(squared) * (ratio[timesteps - 1] - ratio[timesteps])
+        return torch.as_tensor(weight * (found - clean).square().sum(dim=(1, 2, 3)))
+
+    @torch.no_grad()
+    def abduct(self, value: Tensor, parents: Values) -> PathologyNoise:
+        """Channels of ``value`` ``[B, 1, H, W]``, and the z_T of its counterfactuals."""
+        identity, pathology = self.model.encode(value)
+        findings = findings_of(parents, self.finding_names, like=pathology)
+        if self.abduction == "inverted":
+            initial = self.model.invert(self.model.prompts(self._words(findings)), pathology)
+        else:
+            initial = self.model.noise(torch.full((len(value),), self.seed))
+        return PathologyNoise(identity, pathology, initial, findings)
+
+    @torch.no_grad()
+    def with_prompts(self, noise: PathologyNoise, prompts: Sequence[str]) -> PathologyNoise:
+        """The same patients with a pathology drawn from words; what it shows is then not known."""
+        seeds = torch.full((len(prompts),), self.seed)
+        pathology = self.model.draw(self.model.prompts(prompts), noise=noise.initial, seeds=seeds)
+        return replace(noise, pathology=pathology, findings=torch.full_like(noise.findings, math.nan))
+
+    @torch.no_grad()
+    def with_pathology(self, noise: PathologyNoise, donor: Tensor) -> PathologyNoise:
+        """The same patients with the pathology that the images ``donor`` ``[B, 1, H, W]`` show."""
+        _, pathology = self.model.encode(donor)
+        return replace(noise, pathology=pathology, findings=torch.full_like(noise.findings, math.nan))
+
+    @torch.no_grad()
+    def predict(self, noise: PathologyNoise, parents: Values) -> Tensor:
+        """The images ``[B, 1, H, W]`` in [-1, 1] of ``noise`` under ``parents``."""
+        asked = findings_of(parents, self.finding_names, like=noise.findings)
+        target = torch.where(asked.isnan(), noise.findings, asked)
+        changed = ((target != noise.findings) & ~asked.isnan() & ~noise.findings.isnan()).any(dim=1)
+        pathology = noise.pathology
+        if changed.any():
+            condition = self.model.prompts(self._words(target[changed]))
+            seeds = torch.full((int(changed.sum()),), self.seed)
+            pathology = pathology.clone()
+            pathology[changed] = self.model.draw(condition, noise=noise.initial[changed], seeds=seeds)
+        return self.model.decode(noise.identity, pathology)
+
+    @torch.no_grad()
+    def sample(self, parents: Values, generator: Generator) -> Tensor:
+        """Images ``[B, 1, H, W]`` of identity channels from their prior, a standard normal, and findings.
+
+        Raises:
+            ValueError: If there is no parent, from whose rows the batch size is taken.
+        """
+        if not parents:
+            raise ValueError("sample needs at least one parent, from whose rows it takes the batch size.")
+        like = next(iter(parents.values()))
+        channels, height, width = self.model.gsvae.latent_shape
+        draw = torch.randn(len(like), channels, height, width, generator=generator, device=generator.device)
+        seeds = torch.randint(2**62, (len(like),), generator=generator, device=generator.device).cpu()
+        condition = self.model.prompts(self._words(findings_of(parents, self.finding_names, like=like)))
+        pathology = self.model.draw(condition, noise=draw[:, -1:], seeds=seeds)
+        return self.model.decode(draw[:, :-1], pathology)
+
+    def _words(self, findings: Tensor) -> list[str]:
+        return label_prompts(findings.nan_to_num(0.0), ~findings.isnan(), self.finding_names)
+
+
+def _levels(squared: Tensor) -> tuple[Tensor, Tensor]:
+    """a_t and b_t of ᾱ_t."""
+    return squared.sqrt(), (1 - squared).sqrt()
