@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
@@ -91,6 +92,12 @@ class Generator(Protocol):
             LookupError: If it cannot make this one of some image of the batch.
         """
         ...
+
+
+def image_seed(seed: int, image_id: str, sample: int = 0) -> int:
+    """Seed of one image, 0 to 2^63 - 1: it depends on nothing but its own study and sample."""
+    digest = hashlib.sha256(f"{seed}\0{image_id}\0{sample}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def edited_findings(batch: Batch, edit: Edit) -> Tensor:

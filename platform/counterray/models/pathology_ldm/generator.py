@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 
 import torch
@@ -15,7 +14,7 @@ from counterray.data.study import Batch
 from counterray.diffusion.noise_optimisation import NoiseOptimisationConfig, optimise_noise
 from counterray.diffusion.sampling import SamplerConfig
 from counterray.diffusion.targets import targets_for, typical_spread
-from counterray.models.generator import Edit, EditError, edited_findings
+from counterray.models.generator import Edit, EditError, edited_findings, image_seed
 from counterray.models.pathology_ldm.mechanism import Abduction
 from counterray.models.pathology_ldm.model import PathologyLDM
 from counterray.models.pathology_ldm.prompts import PromptSource, edited_prompts, study_prompts
@@ -180,18 +179,12 @@ def text_editor(
         identity, pathology = model.encode(image)
         # The null intervention keeps the pathology that this very image shows.
         if target is not patient:
-            seeds = torch.tensor([seed_of(seed, name) for name in patient.image_ids])
+            seeds = torch.tensor([image_seed(seed, name) for name in patient.image_ids])
             condition = model.prompts(study_prompts(target, source))
             pathology = model.draw(condition, noise=model.noise(seeds), seeds=seeds)
         return model.decode(identity, pathology).to(image)
 
     return edit
-
-
-def seed_of(seed: int, image_id: str) -> int:
-    """A seed of its own for each image, in [0, 2**62)."""
-    digest = hashlib.sha256(f"{seed}\0{image_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 2
 
 
 def _asked(edit: Edit) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""`pathology_ldm` as an image `Mechanism`: identity from the image, pathology drawn from findings or words."""
+"""`pathology_ldm` as an image `Mechanism`: identity from the image, pathology from findings or words."""
 
 from __future__ import annotations
 
