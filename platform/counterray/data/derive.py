@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import ray.data
 
 from counterray.bundle import code_version
+from counterray.config import ConfigError
 from counterray.data.batching import read_row_groups
 from counterray.data.dataset import ROW_GROUP_ROWS, SPLITS, Dataset, DatasetManifest, Shard
 from counterray.storage import Location, StorageError, resolve
@@ -172,7 +173,7 @@ def _run(
         def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
             try:
                 _write(dataset, target, task, self.transform)
-            except StorageError as error:
+            except (ConfigError, StorageError) as error:
                 # Ray would keep of it only a traceback's text; the message is for the user.
                 return {"name": task["name"], "error": str(error)}
             return {"name": task["name"], "error": ""}

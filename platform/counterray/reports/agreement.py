@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from counterray.data.labels import FINDINGS, UncertaintyPolicy
+
+_COUNTS = ("true_positives", "false_positives", "false_negatives", "true_negatives", "uncertain")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +101,24 @@ class Agreement:
         return "\n".join(lines)
 
 
+def combined(parts: Iterable[Agreement]) -> Agreement:
+    """The table over several sets of reports, from their tables."""
+    reports, sums = 0, {name: dict.fromkeys(_COUNTS, 0) for name in FINDINGS}
+    for part in parts:
+        reports += part.reports
+        for row in part.findings:
+            for name in _COUNTS:
+                sums[row.finding][name] += getattr(row, name)
+    return _table([FindingAgreement(finding=name, **counts) for name, counts in sums.items()], reports)
+
+
+def from_plain(plain: Mapping[str, Any]) -> Agreement:
+    """The table whose `Agreement.plain` this is."""
+    names = ("finding", *_COUNTS)
+    rows = [FindingAgreement(**{name: row[name] for name in names}) for row in plain["findings"]]
+    return Agreement(tuple(rows), plain["reports"])
+
+
 def agreement(
     predicted: Sequence[Mapping[str, int]],
     labels: Sequence[Mapping[str, int | None]],
@@ -123,9 +144,12 @@ def agreement(
     if uncertain not in ("zeros", "ones", "ignore"):
         raise ValueError(f"Unknown policy uncertain={uncertain!r}. Available: zeros, ones, ignore.")
     rows = [_finding(name, predicted, labels, uncertain) for name in FINDINGS]
+    return _table(rows, len(labels))
+
+
+def _table(rows: Sequence[FindingAgreement], reports: int) -> Agreement:
     known = [row for row in rows if row.labelled_present + row.false_positives + row.true_negatives]
-    known.sort(key=lambda row: -row.labelled_present)
-    return Agreement(tuple(known), len(labels))
+    return Agreement(tuple(sorted(known, key=lambda row: -row.labelled_present)), reports)
 
 
 def _finding(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Protocol, get_args
 
+from counterray.config import ConfigError
 from counterray.data.labels import FINDINGS
 
 Severity = Literal["", "mild", "moderate", "severe"]
@@ -41,7 +42,10 @@ NOUNS: Mapping[str, str] = {
 """Finding to its name in a prompt."""
 
 
-class RefineError(ValueError):
+_PLACES = {zone: f"{zone} zone" for zone in ("upper", "middle", "lower")}
+
+
+class RefineError(ConfigError):
     """Reports cannot be refined as asked; the message names the setting, its value and the remedy."""
 
 
@@ -91,7 +95,8 @@ class Refined:
 
         A sentence is "Possible" where uncertain, then severity, place and name: "Possible mild left pleural
         effusion." Doubt is kept in words, as a generator should not learn to draw a doubtful finding as a
-        certain one. A wider finding is left out where a certain narrower one says as much.
+        certain one. A wider finding is left out where a certain narrower one says as much. The rules read
+        the same facts out of a prompt again.
         """
         said = [mention for mention in self.mentions if not mention.negated and _is_pathology(mention)]
         sentences = [_sentence(mention) for mention in said if not _is_implied(mention, said)]
@@ -197,7 +202,8 @@ def _is_implied(mention: Mention, said: Sequence[Mention]) -> bool:
 
 def _sentence(mention: Mention) -> str:
     doubt = "possible" if mention.uncertain else ""
-    words = (doubt, mention.severity, mention.location, NOUNS[mention.finding])
+    place = [_PLACES.get(word, word) for word in mention.location.split()]
+    words = (doubt, mention.severity, *place, NOUNS[mention.finding])
     text = " ".join(word for word in words if word)
     return f"{text[0].upper()}{text[1:]}."
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from counterray.reports.agreement import agreement
+from counterray.reports.agreement import agreement, combined, from_plain
 
 READ = [{"edema": 1}, {"edema": 1}, {"edema": 0}, {}, {"edema": -1}, {"edema": 1}, {"edema": 1}]
 LABELS = [{"edema": value} for value in (1, 0, 1, 0, 1, None, -1)]
@@ -55,6 +55,16 @@ def test_a_ratio_over_nothing_is_null_in_json_and_a_dash_in_text():
     assert plain["macro_f1"] is None
     assert plain["reports"] == 1
     assert "nan" not in table.text().splitlines()[1]
+
+
+def test_tables_of_parts_add_up_to_the_table_of_the_whole():
+    read = [*READ, {"fracture": 1}, {"edema": 1}]
+    labels = [*LABELS, {"fracture": 1, "edema": 0}, {"edema": 1, "fracture": 1}]
+    whole = agreement(read, labels)
+    parts = [agreement(read[start : start + 3], labels[start : start + 3]) for start in (0, 3, 6)]
+    assert combined(parts) == whole
+    assert combined([from_plain(json.loads(json.dumps(part.plain()))) for part in parts]) == whole
+    assert combined([]).findings == ()
 
 
 def test_nothing_labelled_is_an_empty_table():

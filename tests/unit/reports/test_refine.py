@@ -33,7 +33,7 @@ def test_the_prompt_by_hand():
     refined = normalise([EFFUSION, HEART, Mention(finding="edema", negated=True)])
     assert refined.prompt == "Cardiomegaly. Moderate left pleural effusion."
     doubtful = Mention(finding="pneumonia", location="right lower", severity="mild", uncertain=True)
-    assert normalise([doubtful]).prompt == "Possible mild right lower pneumonia."
+    assert normalise([doubtful]).prompt == "Possible mild right lower zone pneumonia."
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 
 from counterray.config import ConfigError, read, validate
+from counterray.data.labels import FINDINGS
 from counterray.data.phantom.population import draw_population
 from counterray.data.phantom.report import write_report
 from counterray.data.phantom.scm import FINDING_NAMES, SIDES, ZONES
@@ -12,7 +15,15 @@ from counterray.data.sources.iu_xray import IuXray
 from counterray.reports import lexicon as lexicon_module
 from counterray.reports.agreement import agreement
 from counterray.reports.lexicon import LexiconFile, lexicon
-from counterray.reports.refine import NO_FINDING_PROMPT, Refined, Refiner
+from counterray.reports.refine import (
+    LOCATIONS,
+    NO_FINDING_PROMPT,
+    SEVERITIES,
+    Mention,
+    Refined,
+    Refiner,
+    normalise,
+)
 from counterray.reports.rules import RulesRefiner, mentions_in
 from counterray.reports.sections import describing, sentences
 from counterray.storage import resolve
@@ -90,7 +101,7 @@ def test_a_cue_behind_denies_the_nearest_finding_and_its_list_only():
         ("Small pleural effusion on the right is seen.", "Mild right pleural effusion."),
         ("There are bilateral pleural effusions, large on the left.", "Bilateral pleural effusion."),
         ("Bibasilar atelectasis.", "Bilateral basal atelectasis."),
-        ("Consolidation in the right upper lobe.", "Right upper consolidation."),
+        ("Consolidation in the right upper lobe.", "Right upper zone consolidation."),
         ("The heart is mildly enlarged.", "Mild cardiomegaly."),
         ("Mild to moderate edema.", "Moderate edema."),
         ("The pneumothorax is small.", "Mild pneumothorax."),
@@ -126,6 +137,18 @@ def test_one_expression_may_name_two_findings():
 
 def test_case_and_wrapping_do_not_matter():
     assert read_one("MODERATE LEFT\npleural\n effusion") == read_one("Moderate left pleural effusion.")
+
+
+@pytest.mark.parametrize("finding", [name for name in FINDINGS if name != "no_finding"])
+def test_the_rules_read_a_prompt_s_facts_again(finding):
+    """A law: prompts are reports, so that an edit may start from what a prompt says."""
+    for location, severity, uncertain in product(LOCATIONS, SEVERITIES, (False, True)):
+        said = Mention(finding=finding, location=location, severity=severity, uncertain=uncertain)
+        others = [Mention(finding="cardiomegaly"), Mention(finding="edema", severity="moderate")]
+        refined = normalise([said, *(others if severity == "mild" else [])])
+        again = read_one(refined.prompt)
+        assert again.prompt == refined.prompt
+        assert again.findings == refined.findings
 
 
 def test_refining_is_deterministic_and_keeps_the_order():
