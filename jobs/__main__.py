@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from jobs import demo, encode, evaluate, generate, ingest, train
+from jobs import demo, encode, evaluate, generate, ingest, refine, train
 
 app = typer.Typer(
     name="python -m jobs",
@@ -21,6 +21,7 @@ def listing(context: typer.Context) -> None:
 
 
 app.command("ingest")(ingest.main)
+app.command("refine")(refine.main)
 app.command("encode")(encode.main)
 app.command("train")(train.main)
 app.command("evaluate")(evaluate.main)
