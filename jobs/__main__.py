@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from jobs import demo, encode, evaluate, generate, ingest, refine, train
+from jobs import augment, demo, encode, evaluate, generate, ingest, refine, train
 
 app = typer.Typer(
     name="python -m jobs",
@@ -26,6 +26,7 @@ app.command("encode")(encode.main)
 app.command("train")(train.main)
 app.command("evaluate")(evaluate.main)
 app.command("generate")(generate.main)
+app.command("augment")(augment.main)
 app.command("demo")(demo.main)
 
 if __name__ == "__main__":

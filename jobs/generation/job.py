@@ -34,7 +34,7 @@ from jobs.generation.request import (
     make_request,
 )
 from jobs.generation.selection import Chunk, plan, read_batch
-from jobs.generation.workers import on_workers
+from jobs.generation.workers import workers
 
 logger = logging.getLogger(__name__)
 
@@ -101,11 +101,12 @@ def generate(config: GenerateConfig, *, model: str, data: str, out: str) -> Mapp
 
 def _make(writer: ChunkWriter, missing: list[Chunk]) -> None:
     images = skipped = 0
-    for count, result in enumerate(on_workers(writer.open, missing, writer.config.resources), start=1):
-        images += result["images"]
-        skipped += result["skipped"]
-        if count == len(missing) or count % max(1, len(missing) // 10) == 0:
-            logger.info("%d of %d chunks: %d images, %d skipped", count, len(missing), images, skipped)
+    with workers(writer.open, writer.config.resources, at_most=len(missing)) as do:
+        for count, result in enumerate(do(missing), start=1):
+            images += result["images"]
+            skipped += result["skipped"]
+            if count == len(missing) or count % max(1, len(missing) // 10) == 0:
+                logger.info("%d of %d chunks: %d images, %d skipped", count, len(missing), images, skipped)
 
 
 def remove_leftovers(folder: Location) -> None:

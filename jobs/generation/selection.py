@@ -48,8 +48,16 @@ class Chunk:
     donors: pa.Table | None = None
 
 
-def list_studies(dataset: Dataset, split: str, *, limit: int | None = None) -> pa.Table:
-    """The studies of a split in stored order, `STUDY_SCHEMA`; reads two columns of the shards.
+def list_studies(
+    dataset: Dataset, split: str, *, limit: int | None = None, columns: Sequence[str] = ()
+) -> pa.Table:
+    """The studies of a split in stored order; reads two columns of the shards, and those asked for.
+
+    Args:
+        dataset: The dataset.
+        split: The split.
+        limit: Studies at most.
+        columns: Further columns, which follow those of `STUDY_SCHEMA`.
 
     Raises:
         StorageError: If the split has none.
@@ -58,15 +66,18 @@ def list_studies(dataset: Dataset, split: str, *, limit: int | None = None) -> p
     parts, count = [], 0
     for shard in dataset.manifest.shards[split]:
         for group in range(-(-shard.rows // ROW_GROUP_ROWS)):
-            names = read_row_groups(dataset, shard.file, [group], ["image_id", "patient_id"])
-            rows = len(names)
-            columns = [
-                *(names[name].combine_chunks() for name in ("image_id", "patient_id")),
+            found = read_row_groups(dataset, shard.file, [group], ["image_id", "patient_id", *columns])
+            rows = len(found)
+            places = [
                 pa.repeat(shard.file, rows),
                 pa.repeat(pa.scalar(group, pa.int32()), rows),
                 pa.array(range(rows), pa.int32()),
             ]
-            parts.append(pa.table(columns, schema=STUDY_SCHEMA))
+            names = [found[name].combine_chunks() for name in ("image_id", "patient_id")]
+            part = pa.table([*names, *places], schema=STUDY_SCHEMA)
+            for name in columns:
+                part = part.append_column(name, found[name])
+            parts.append(part)
             count += rows
             if limit is not None and count >= limit:
                 return pa.concat_tables(parts).slice(0, limit)
@@ -130,8 +141,12 @@ def read_rows(dataset: Dataset, places: pa.Table, columns: Sequence[str]) -> pa.
 
 def read_batch(dataset: Dataset, places: pa.Table) -> Batch:
     """The studies at ``places`` as a batch, in their order; uncertain labels count as unknown."""
+    return as_batch(dataset, read_rows(dataset, places, column_names((), reports=False)))
+
+
+def as_batch(dataset: Dataset, table: pa.Table) -> Batch:
+    """Rows of the dataset's shards, with at least the columns that loaders need, as a batch."""
     info = dataset.info()
-    table = read_rows(dataset, places, column_names((), reports=False))
     return collate(decode(table, info, LoaderConfig(), masks=(), reports=False), info)
 
 

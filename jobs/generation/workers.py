@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import ray
@@ -36,30 +37,50 @@ class _Worker:
         return self.work(piece)
 
 
-def on_workers(
-    make: Callable[[], Callable[[Work], Result]], pieces: Sequence[Work], config: WorkersConfig
-) -> Iterator[Result]:
-    """Does all pieces of work on Ray, and yields their results as they come, in any order.
+@contextmanager
+def workers(
+    make: Callable[[], Callable[[Work], Result]], config: WorkersConfig, *, at_most: int
+) -> Iterator[Callable[[Sequence[Work]], Iterator[Result]]]:
+    """Gives a function that does pieces of work on Ray and yields their results as they come, in any order.
+
+    The workers start with the first piece and stay until the end.
 
     Args:
         make: Opens what a worker needs and returns what does a piece; both run in the worker. A piece may be
             done twice, where a worker dies, so doing it must be repeatable.
-        pieces: The work; what is not needed any more need not be consumed.
         config: Number and size of the workers.
+        at_most: Pieces that there can be; more workers would stand idle.
 
     Raises:
         GenerationError: If a worker dies again and again, or the cluster has no room for one.
         Exception: What ``make`` or a piece raised.
     """
-    count = min(_workers(config), len(pieces))
-    actor = ray.remote(num_cpus=config.cpus_per_worker, max_restarts=RESTARTS, max_task_retries=RESTARTS)(
-        _Worker
-    )
-    pickled = ray.cloudpickle.dumps(make)
-    actors = [actor.remote(pickled, config.threads) for _ in range(count)]
-    logger.info("%d pieces of work on %d workers", len(pieces), count)
+    actors: list[Any] = []
+
+    def do(pieces: Sequence[Work]) -> Iterator[Result]:
+        if not actors:
+            actors.extend(_start(make, config, at_most))
+        return _results(actors, pieces)
+
     try:
-        yield from ActorPool(actors).map_unordered(lambda worker, piece: worker.do.remote(piece), pieces)
+        yield do
+    finally:
+        for worker in actors:
+            ray.kill(worker)
+
+
+def _start(make: Callable[[], Any], config: WorkersConfig, at_most: int) -> list[Any]:
+    options = {"num_cpus": config.cpus_per_worker, "max_restarts": RESTARTS, "max_task_retries": RESTARTS}
+    actor = ray.remote(**options)(_Worker)
+    pickled = ray.cloudpickle.dumps(make)
+    return [actor.remote(pickled, config.threads) for _ in range(max(1, min(_workers(config), at_most)))]
+
+
+def _results(actors: Sequence[Any], pieces: Sequence[Any]) -> Iterator[Any]:
+    logger.info("%d pieces of work on %d workers", len(pieces), len(actors))
+    pool = ActorPool(list(actors))
+    try:
+        yield from pool.map_unordered(lambda worker, piece: worker.do.remote(piece), pieces)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayActorError as error:
@@ -67,9 +88,6 @@ def on_workers(
             f"A worker died {RESTARTS + 1} times, most likely for want of memory. Lower batch_size or "
             "resources.workers, and run again: what is written stays."
         ) from error
-    finally:
-        for worker in actors:
-            ray.kill(worker)
 
 
 def _workers(config: WorkersConfig) -> int:

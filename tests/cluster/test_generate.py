@@ -17,38 +17,23 @@ from typing import Any
 import pyarrow.parquet as pq
 import pydicom
 import pytest
-import torch
 from PIL import Image
 
-from counterray.bundle import Bundle, write_bundle
 from counterray.config import validate
 from counterray.data.dataset import Dataset
 from counterray.models.generator import EditError
 from counterray.models.gsvae.stages import GSVAEConfig, GSVAEStage
 from counterray.models.predictors.classifier import ClassifierConfig, ClassifierStage
 from counterray.storage import StorageError, resolve
-from counterray.training.stage import Stage
 from jobs.generation.job import generate
 from jobs.generation.request import GenerateConfig, GenerationError
+from tests.cluster.bundles import bundle_of
 from tests.conftest import ROOT
 from tests.small_gsvae import NETWORK
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
 
 ONE = {"resources": {"workers": 1}}
-
-
-def bundle_of(stage: Stage, folder: Path, dataset: Dataset) -> Bundle:
-    """The untrained stage as a bundle: its pictures are poor, its way through the job is the same."""
-    torch.manual_seed(0)
-    return write_bundle(
-        resolve(folder),
-        method="test",
-        stage=stage.name,
-        config=stage.config.model_dump(mode="json"),
-        export=stage.export(stage.build({}, dataset.info())),
-        data_fingerprint=dataset.manifest.fingerprint,
-    )
 
 
 @pytest.fixture(scope="module")

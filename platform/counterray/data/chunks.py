@@ -100,7 +100,7 @@ def write_chunk(
         else:
             study = replace(item, split=item.split or hash_split(item.patient_id, splits))
             studies.setdefault(study.split, []).append(study.row())
-            rows.append(_index_row(study))
+            rows.append(index_row(study))
     shards = {
         split: write_shard(out, split, chunk.name, pa.Table.from_pylist(group, ARROW_SCHEMA))
         for split, group in sorted(studies.items())
@@ -216,7 +216,8 @@ def _pixel_digest(png: bytes) -> bytes:
     return hashlib.sha256(f"{values.shape}".encode() + values.tobytes()).digest()
 
 
-def _index_row(study: Study) -> dict[str, Any]:
+def index_row(study: Study) -> dict[str, Any]:
+    """A study's row of `INDEX_SCHEMA`."""
     image, digest = study_digest(study)
     row = study.row()
     return {
