@@ -16,7 +16,7 @@ from counterray.data.study import Batch
 class Editor(Protocol):
     """Makes counterfactuals: these patients, had they had those patients' pathology."""
 
-    def __call__(self, image: Tensor, source: Batch, target: Batch) -> Tensor:
+    def __call__(self, image: Tensor, source: Batch, target: Batch, /) -> Tensor:
         """The image under the target's parents.
 
         Args:

@@ -67,18 +67,11 @@ def finding_score_metrics(
         minimum_positives=minimum_positives,
         seed=seed,
     )
-    labels, known = _truths(validation)
-    cuts = np.array(
-        [
-            f1_threshold(real.numpy()[known[:, k], k], labels[known[:, k], k])
-            for k in range(len(asked.finding_names))
-        ]
-    )
-    f1 = _f1_metrics(
+    f1 = f1_metrics(
         f"{prefix}_f1",
-        scores.numpy(),
-        cuts,
+        scores,
         asked,
+        cuts=f1_thresholds(real, validation),
         judge=judge.label,
         minimum_positives=minimum_positives,
         seed=seed,
@@ -86,19 +79,47 @@ def finding_score_metrics(
     return [*areas, *f1]
 
 
-def _f1_metrics(
+def f1_thresholds(scores: Tensor, validation: Batch) -> Floats:
+    """For each finding the score from which to call it, where F1 on real validation images is largest.
+
+    Args:
+        scores: The judge's probabilities ``[n, F]`` on these images, in the order of the findings.
+        validation: The images, with findings.
+
+    Returns:
+        ``[F]``; NaN for a finding without a positive.
+    """
+    values = scores.detach().double().cpu().numpy()
+    labels, known = _truths(validation)
+    columns = range(values.shape[1])
+    return np.array([f1_threshold(values[known[:, k], k], labels[known[:, k], k]) for k in columns])
+
+
+def f1_metrics(
     name: str,
-    scores: Floats,
-    cuts: Floats,
+    scores: Tensor,
     asked: Batch,
     *,
+    cuts: Floats,
     judge: str,
-    minimum_positives: int,
-    seed: int,
+    minimum_positives: int = MINIMUM_POSITIVES,
+    seed: int = 0,
 ) -> list[Metric]:
+    """F1 of each finding at given thresholds, and their macro average.
+
+    Args:
+        name: The metric's name; the macro average is called ``<name>_macro``.
+        scores: The judge's probabilities ``[B, F]``, in the order of the findings.
+        asked: B rows with the findings that the images (were to) show, and their patients.
+        cuts: ``[F]``, see `f1_thresholds`.
+        judge: Label of the judge that scored.
+        minimum_positives: Positives, and negatives, that a finding needs for the macro average.
+        seed: Of the bootstrap.
+    """
+    values = scores.detach().double().cpu().numpy()
     labels, known = _truths(asked)
     # A comparison with NaN is false: a finding without threshold is taken out below, not called absent.
-    positive = scores >= cuts
+    positive = values >= cuts
     counts = [
         (int((labels & known)[:, k].sum()), int((~labels & known)[:, k].sum())) for k in range(len(cuts))
     ]
@@ -111,7 +132,7 @@ def _f1_metrics(
         each[np.isnan(cuts)] = math.nan
         return np.append(each, each[counted].mean() if counted else math.nan)
 
-    point = statistic(np.arange(len(scores)))
+    point = statistic(np.arange(len(values)))
     intervals = patient_bootstrap(statistic, patients(asked), seed=seed)
     subsets = [*asked.finding_names, ""]
     left_out = [subset for k, subset in enumerate(subsets[:-1]) if k not in counted]
@@ -122,7 +143,7 @@ def _f1_metrics(
             value=float(point[k]),
             low=intervals[k].low,
             high=intervals[k].high,
-            n=sum(counts[k]) if subset else len(scores),
+            n=sum(counts[k]) if subset else len(values),
             judge=judge,
             direction="higher",
             note=_note(float(cuts[k]), counts[k][0]) if subset else _macro_note(left_out, len(cuts)),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,16 +21,27 @@ from counterray.models.gsvae.generator import GSVAEGenerator
 from counterray.models.gsvae.mechanism import GSVAEMechanism
 from counterray.models.gsvae.stages import GSVAEConfig
 from counterray.models.gsvae.stages import load as load_gsvae
+from counterray.models.pathology_ldm.generator import PathologyLDMGenerator, text_editor
+from counterray.models.pathology_ldm.prompts import PromptSource
+from counterray.models.pathology_ldm.stages import load as load_pathology_ldm
 
 
-def open_editor(bundle: Bundle) -> Editor:
-    """The editor of a generator's bundle: this patient with that patient's pathology.
+@dataclass(frozen=True)
+class _Opener:
+    """How the bundles of one stage are opened.
 
-    Raises:
-        ValueError: If the bundle is no generator that edits a given image.
+    Attributes:
+        editor: Bundle, source of the donor's words and seed of the noise to an editor.
+        generator: Bundle and batches of the training split to a generator.
+        reads_words: Whether the editor reads the donor's words; else it reads the donor's image.
     """
-    if bundle.stage != "gsvae":
-        raise _no_generator(bundle)
+
+    editor: Callable[[Bundle, PromptSource, int], Editor]
+    generator: Callable[[Bundle, Iterable[Batch]], Generator]
+    reads_words: bool
+
+
+def _gsvae_editor(bundle: Bundle, prompts: PromptSource, seed: int) -> Editor:
     metadata = bundle.metadata
     return swap_editor(
         GSVAEMechanism(
@@ -39,6 +50,39 @@ def open_editor(bundle: Bundle) -> Editor:
             finding_names=metadata["finding_names"],
         )
     )
+
+
+def _pathology_ldm_editor(bundle: Bundle, prompts: PromptSource, seed: int) -> Editor:
+    return text_editor(load_pathology_ldm(bundle), source=prompts, seed=seed)
+
+
+_OPENERS: Mapping[str, _Opener] = {
+    "gsvae": _Opener(_gsvae_editor, GSVAEGenerator, reads_words=False),
+    "pathology_ldm": _Opener(_pathology_ldm_editor, PathologyLDMGenerator, reads_words=True),
+}
+
+
+def open_editor(bundle: Bundle, *, prompts: PromptSource = "refined_report", seed: int = 0) -> Editor:
+    """The editor of a generator's bundle: this patient with that patient's pathology.
+
+    Args:
+        bundle: Of a stage that edits given images.
+        prompts: Where the donor's words come from, for an editor that `reads_words`.
+        seed: Of the noise, for an editor that draws.
+
+    Raises:
+        ValueError: If the bundle is no generator that edits a given image.
+    """
+    return _opener(bundle).editor(bundle, prompts, seed)
+
+
+def reads_words(bundle: Bundle) -> bool:
+    """Whether the bundle's editor takes the donor's pathology from words, not from the donor's image.
+
+    Raises:
+        ValueError: If the bundle is no generator that edits a given image.
+    """
+    return _opener(bundle).reads_words
 
 
 def open_generator(bundle: Bundle, training: Iterable[Batch] = ()) -> Generator:
@@ -51,16 +95,16 @@ def open_generator(bundle: Bundle, training: Iterable[Batch] = ()) -> Generator:
     Raises:
         ValueError: If the bundle is no generator that edits a given image.
     """
-    if bundle.stage != "gsvae":
-        raise _no_generator(bundle)
-    return GSVAEGenerator(bundle, training)
+    return _opener(bundle).generator(bundle, training)
 
 
-def _no_generator(bundle: Bundle) -> ValueError:
-    return ValueError(
-        f"The bundle at {bundle.location.uri} was made by the stage {bundle.stage!r}, which edits no images. "
-        "Generators that do are: gsvae."
-    )
+def _opener(bundle: Bundle) -> _Opener:
+    if bundle.stage not in _OPENERS:
+        raise ValueError(
+            f"The bundle at {bundle.location.uri} was made by the stage {bundle.stage!r}, which edits no "
+            f"images. Generators that do are: {', '.join(_OPENERS)}."
+        )
+    return _OPENERS[bundle.stage]
 
 
 def exact_counterfactuals(manifest: DatasetManifest) -> Exact | None:
