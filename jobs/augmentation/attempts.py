@@ -19,14 +19,14 @@ from counterray.data.study import ARROW_SCHEMA, Study
 from counterray.evaluation.features import extract_features, feature_judge
 from counterray.evaluation.judge import open_judge
 from counterray.evaluation.metric import Judge
-from counterray.models.generator import PREFIX, Generator
+from counterray.models.generator import PREFIX, Generator, image_seed
 from counterray.storage import Location, publish
 from jobs.augmentation.gate import GATE_FILE, Gate, no_gate, read_gate
 from jobs.augmentation.request import AugmentConfig
 from jobs.generation.chunks import opened, parquet, seeds_of
 from jobs.generation.editing import Refusal, edit_rows, to_grey
 from jobs.generation.request import GenerationError
-from jobs.generation.selection import as_batch, image_seed, list_studies, read_rows
+from jobs.generation.selection import as_batch, list_studies, read_rows
 
 ATTEMPTS_FILE = "attempts.parquet"
 """Written last: a chunk's folder counts once it is there."""

@@ -23,11 +23,11 @@ from counterray.data.dataset import Dataset
 from counterray.data.secondary_capture import Origin, encode_secondary_capture
 from counterray.data.study import Batch
 from counterray.evaluation.opening import open_generator
-from counterray.models.generator import Edit, Generator
+from counterray.models.generator import Edit, Generator, image_seed
 from counterray.storage import Location, StorageError, publish
 from jobs.generation.editing import Edited, edit_rows, to_grey
 from jobs.generation.request import GenerateConfig, GenerationError, Request, parents_of
-from jobs.generation.selection import Chunk, image_seed, read_batch, read_rows
+from jobs.generation.selection import Chunk, read_batch, read_rows
 
 ROWS_FILE = "provenance.parquet"
 """Written last: a chunk's folder counts once it is there."""
@@ -173,7 +173,7 @@ def opened(bundle: Bundle, dataset: Dataset, *, bank_studies: int) -> Generator:
         GenerationError: If the bundle is no generator, or of images of another size.
     """
     try:
-        generator = open_generator(bundle, _training(dataset, bank_studies))
+        generator = open_generator(bundle, TrainingBatches(dataset, bank_studies))
     except ValueError as error:
         raise GenerationError(str(error)) from error
     if generator.image_size != dataset.manifest.image_size:
@@ -250,13 +250,21 @@ def read_parquet(place: Location, schema: pa.Schema) -> pa.Table:
         ) from error
 
 
-def _training(dataset: Dataset, studies: int) -> Iterator[Batch]:
-    seen = 0
-    for batch in read_batches(dataset, "train", batch_size=min(256, studies)):
-        yield batch
-        seen += len(batch)
-        if seen >= studies:
-            return
+@dataclass(frozen=True)
+class TrainingBatches:
+    """The first studies of the training split, read anew whenever they are asked for."""
+
+    dataset: Dataset
+    studies: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        seen = 0
+        size = min(256, self.studies)
+        for batch in read_batches(self.dataset, "train", batch_size=size, reports=True):
+            yield batch
+            seen += len(batch)
+            if seen >= self.studies:
+                return
 
 
 def _donor_of(chunk: Chunk, row: int) -> str | None:

@@ -6,7 +6,6 @@ same chunks again. Tables hold identifiers and places only, never pixels.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -114,12 +113,6 @@ def plan(dataset: Dataset, config: GenerateConfig) -> list[Chunk]:
     ]
 
 
-def image_seed(seed: int, image_id: str, sample: int) -> int:
-    """Seed of one image, 0 to 2^63 - 1: it depends on nothing but its own study and sample."""
-    digest = hashlib.sha256(f"{seed}\0{image_id}\0{sample}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
 def read_rows(dataset: Dataset, places: pa.Table, columns: Sequence[str]) -> pa.Table:
     """Rows of the shards, one for each row of ``places`` (`STUDY_SCHEMA`) and in its order."""
     distinct = places.select(["file", "group"]).group_by(["file", "group"]).aggregate([]).to_pylist()
@@ -141,13 +134,13 @@ def read_rows(dataset: Dataset, places: pa.Table, columns: Sequence[str]) -> pa.
 
 def read_batch(dataset: Dataset, places: pa.Table) -> Batch:
     """The studies at ``places`` as a batch, in their order; uncertain labels count as unknown."""
-    return as_batch(dataset, read_rows(dataset, places, column_names((), reports=False)))
+    return as_batch(dataset, read_rows(dataset, places, column_names((), reports=True)))
 
 
 def as_batch(dataset: Dataset, table: pa.Table) -> Batch:
     """Rows of the dataset's shards, with at least the columns that loaders need, as a batch."""
     info = dataset.info()
-    return collate(decode(table, info, LoaderConfig(), masks=(), reports=False), info)
+    return collate(decode(table, info, LoaderConfig(), masks=(), reports=True), info)
 
 
 def _chosen(dataset: Dataset, config: GenerateConfig) -> tuple[pa.Table, list[int]]:

@@ -16,13 +16,13 @@ from counterray.data.chunks import write_shard
 from counterray.data.dataset import Dataset, DatasetManifest, Shard
 from counterray.data.phantom.studies import PhantomConfig, draw_rows
 from counterray.data.study import ARROW_SCHEMA, Batch
-from counterray.models.generator import Edit, EditError
+from counterray.models.generator import Edit, EditError, image_seed
 from counterray.storage import resolve
 from jobs.generate import interventions
-from jobs.generation.chunks import describe, encode_png, seeds_of
+from jobs.generation.chunks import TrainingBatches, describe, encode_png, seeds_of
 from jobs.generation.editing import edit_rows, to_grey
 from jobs.generation.request import GenerateConfig, GenerationError, Request, check_folder, claim
-from jobs.generation.selection import image_seed, list_studies, plan, read_batch, rotation
+from jobs.generation.selection import list_studies, plan, read_batch, rotation
 from tests.small_gsvae import make_batch
 
 STUDIES = 40
@@ -108,6 +108,14 @@ def test_rows_are_read_in_the_order_asked_for(dataset):
         alone = read_batch(dataset, mixed.slice(row, 1))
         assert torch.equal(alone.image[0], batch.image[row])
         assert torch.equal(alone.findings[0], batch.findings[row])
+
+
+def test_training_batches_can_be_read_again_and_end_at_their_limit(dataset):
+    manifest = dataset.manifest.model_copy(update={"shards": {"train": dataset.manifest.shards["test"]}})
+    batches = TrainingBatches(replace(dataset, manifest=manifest), studies=30)
+    for _ in range(2):
+        assert [len(batch) for batch in batches] == [30]
+    assert next(iter(batches)).reports[0]
 
 
 def test_shuffled_donors_are_other_patients(dataset):
