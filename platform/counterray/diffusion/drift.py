@@ -145,7 +145,8 @@ def _drifting(stock: type[Any]) -> type[Any]:
 
         def _started(self, sample: Tensor, timestep: Any) -> Tensor:
             """z_T with its shift; any later latent as it is."""
-            if timestep is None or int(timestep) != int(self.timesteps[0]):
+            begun = getattr(self, "step_index", None)  # only DPM-Solver counts, and may repeat a timestep
+            if begun or timestep is None or int(timestep) != int(self.timesteps[0]):
                 return sample
             return sample + _like(self.drift.reverse, sample)
 

@@ -19,7 +19,7 @@ class DenoiserConfig(Config):
     ``norm_groups: 32`` and ``head_width: 64``: 148 M parameters with texts of width 768.
     """
 
-    widths: tuple[int, ...] = Field(default=(32, 64, 64), min_length=2)
+    widths: tuple[int, ...] = Field(default=(24, 48, 64), min_length=2)
     """Channels of each level; each level after the first halves height and width and attends to the text."""
     layers_per_block: int = Field(default=1, ge=1)
     """Residual blocks of each level on the way down; one more on the way up."""

@@ -20,9 +20,12 @@ def drift(*values, steps="first", ref_steps=50):
     return Drift(shift, shift, steps, ref_steps)
 
 
-def loop(scheduler, noise, per_step=None):
+def loop(scheduler, noise, per_step=None, schedule=SCHEDULE):
     """A plain diffusers loop, as its documentation has it."""
-    network, generator = Gaussian(mean=0.4, deviation=0.7), torch.Generator().manual_seed(3)
+    network, generator = (
+        Gaussian(mean=0.4, deviation=0.7, schedule=schedule),
+        torch.Generator().manual_seed(3),
+    )
     extra = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
     latents = noise
     for timestep in scheduler.timesteps:
@@ -59,6 +62,17 @@ def test_all_shifts_the_initial_noise_and_every_outcome(name):
     expected = loop(sampling_scheduler(SCHEDULE, name, 10), noise() + 0.03, per_step=0.03)
     found = loop(drifted(sampling_scheduler(SCHEDULE, name, 10), drift(0.03, steps="all")), noise())
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_a_first_timestep_that_is_visited_twice_drifts_once():
+    schedule = ScheduleConfig(prediction="v_prediction", zero_terminal_snr=True)
+    scheduler = sampling_scheduler(schedule, "dpm_solver", 50)
+    assert scheduler.timesteps[0] == scheduler.timesteps[1] == 999
+    stock = loop(scheduler, noise() + 0.2, schedule=schedule)
+    found = loop(
+        drifted(sampling_scheduler(schedule, "dpm_solver", 50), drift(0.2)), noise(), schedule=schedule
+    )
+    assert torch.equal(found, stock)
 
 
 def test_rate_is_all_at_the_reference_number_of_steps():
