@@ -1,0 +1,292 @@
+"""The stage, its bundle, and the edits that a generator makes of it."""
+
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+
+from counterray.bundle import BundleError
+from counterray.models.generator import Edit, EditError
+from counterray.models.pathology_ldm.encoding import PATHOLOGY, STATES
+from counterray.models.pathology_ldm.generator import (
+    GenerationConfig,
+    NoReferenceError,
+    PathologyLDMGenerator,
+    text_editor,
+)
+from counterray.models.pathology_ldm.mechanism import PathologyLDMMechanism
+from counterray.models.pathology_ldm.prompts import edited_prompts, label_prompts, study_prompts
+from counterray.models.pathology_ldm.stages import load
+from counterray.training.stage import Stage
+from tests.small_gsvae import FINDINGS, INFO, parents_of
+from tests.small_pathology_ldm import CONTEXT, encoded, ldm_bundle, make_ldm_stage, parent_bundles
+
+
+@pytest.fixture(scope="module")
+def parents(tmp_path_factory):
+    return parent_bundles(tmp_path_factory.mktemp("parents"))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory, parents):
+    return ldm_bundle(tmp_path_factory.mktemp("ldm") / "bundle", parents, trained=20)
+
+
+@pytest.fixture(scope="module")
+def batch(parents):
+    return encoded(parents)[0]
+
+
+# The stage.
+
+
+def test_stage_can_be_sent_before_it_is_built():
+    stage: Stage = make_ldm_stage()
+    assert pickle.loads(pickle.dumps(stage)).config == stage.config
+
+
+def test_missing_latents_and_foreign_latents_are_refused(parents):
+    _, info = encoded(parents)
+    with pytest.raises(ValueError, match=r"no pathology, identity.*jobs encode"):
+        make_ldm_stage().build(parents, INFO)
+    with pytest.raises(KeyError, match="'gsvae' as input 'gsvae'"):
+        make_ldm_stage().build({"text": parents["text"]}, info)
+    with pytest.raises(BundleError, match=r"another gsvae than inputs\.gsvae"):
+        make_ldm_stage().build(parents, replace(info, parents={**info.parents, "gsvae": "other"}))
+
+
+def test_a_pathology_channel_that_carries_nothing_is_refused(parents):
+    _, info = encoded(parents)
+    flat = {**info.tensors, PATHOLOGY: info.tensors[PATHOLOGY].model_copy(update={"std": 0.0})}
+    with pytest.raises(ValueError, match="put nothing into it"):
+        make_ldm_stage().build(parents, replace(info, tensors=flat))
+
+
+def test_latents_are_standardised_and_restored(parents):
+    batch, info = encoded(parents, 32)
+    network = make_ldm_stage().build(parents, info)
+    standard = network.standardise(batch.tensors[PATHOLOGY])
+    assert float(standard.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(standard.std()) == pytest.approx(1, abs=1e-5)
+    torch.testing.assert_close(network.restore(standard), batch.tensors[PATHOLOGY])
+
+
+def test_training_lowers_the_loss_and_dropout_hides_the_prompt(parents):
+    batch, info = encoded(parents, 32)
+    stage = make_ldm_stage()
+    torch.manual_seed(0)
+    module = stage.build(parents, info)
+    optimizer = torch.optim.Adam(module.parameters(), lr=2e-3)
+    losses = []
+    for step in range(40):
+        optimizer.zero_grad()
+        loss = stage.loss(module, batch, step).total
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+    blind = make_ldm_stage(condition_dropout=0.999999)
+    blind.build(parents, info)
+    shuffled = replace(batch, tensors={**batch.tensors, STATES: batch.tensors[STATES].flip(0)})
+    torch.manual_seed(5)
+    one = blind.loss(module, batch, 0).total.detach()
+    torch.manual_seed(5)
+    other = blind.loss(module, shuffled, 0).total.detach()
+    assert float(one) == float(other)
+
+
+def test_validation_is_repeatable_and_leaves_the_random_state(parents):
+    batch, info = encoded(parents, 8)
+    stage = make_ldm_stage()
+    torch.manual_seed(0)
+    module = stage.build(parents, info)
+    state = torch.get_rng_state()
+    first = stage.validate(module, [batch])
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(99)
+    assert stage.validate(module, [batch]) == first
+    assert {"loss_denoising", "auroc_macro", "reconstruction_auroc_macro"} <= first.keys()
+    grids = stage.preview(module, batch)
+    assert {name: tuple(grid.shape) for name, grid in grids.items()} == dict.fromkeys(
+        ("input", "reconstruction", "drawn"), (8, 1, 32, 32)
+    )
+
+
+def test_a_bundle_draws_the_same_as_what_was_trained(bundle, parents):
+    batch, _ = encoded(parents, 4, seed=2)
+    model, again = load(bundle), load(bundle)
+    condition = model.prompts(batch.prompts)
+    seeds = torch.arange(4)
+    drawn = [m.draw(condition, noise=m.noise(seeds), seeds=seeds) for m in (model, again)]
+    assert torch.equal(*drawn)
+    assert bundle.manifest["parents"]["gsvae"]["checksum"] == parents["gsvae"].checksum
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+# Prompts.
+
+
+def test_labels_in_words():
+    findings = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    known = torch.tensor([[True] * 3, [True] * 3, [False] * 3])
+    assert label_prompts(findings, known, FINDINGS) == ["Cardiomegaly. Edema.", "No acute finding.", ""]
+
+
+def test_an_edit_changes_its_own_finding_and_keeps_what_else_is_said(batch):
+    sick = batch.select(torch.tensor([3]))  # severe cardiomegaly, mild bilateral edema
+    worse = Edit(do={"finding.edema": 1.0}, severity="severe")
+    assert edited_prompts(sick, worse, "refined_report") == ["Severe cardiomegaly. Severe edema."]
+    less = Edit(do={"finding.edema": 0.0})
+    assert edited_prompts(sick, less, "refined_report") == ["Severe cardiomegaly."]
+    healthy = Edit(do={"finding.no_finding": 1.0})
+    assert edited_prompts(sick, healthy, "refined_report") == ["No acute finding."]
+    assert edited_prompts(sick, less, "labels") == ["Cardiomegaly."]
+    assert edited_prompts(sick, Edit(prompt="Any words."), "labels") == ["Any words."]
+
+
+def test_texts_that_were_not_read_are_asked_for(batch):
+    with pytest.raises(ValueError, match=r"8 studies carries 0 texts.*with reports"):
+        study_prompts(replace(batch, prompts=()), "refined_report")
+
+
+def test_padding_and_other_texts_change_no_states(bundle):
+    model = load(bundle)
+    alone = model.prompts(["Mild bilateral edema."])
+    beside = model.prompts(["Severe cardiomegaly. Mild bilateral edema.", "Mild bilateral edema."])
+    assert alone.states.shape[1] == CONTEXT
+    torch.testing.assert_close(alone.states[0], beside.states[1], atol=1e-6, rtol=0)
+
+
+# Edits.
+
+
+def generator_of(bundle, batch=None, **settings):
+    return PathologyLDMGenerator(bundle, [batch] if batch else (), GenerationConfig(**settings))
+
+
+def test_edits_are_batch_invariant_and_follow_their_seeds(bundle, batch):
+    generator = generator_of(bundle)
+    edit, seeds = Edit(prompt="Severe cardiomegaly."), torch.arange(8)
+    together = generator.edit(batch, edit, seeds=seeds)
+    for row in (0, 5):
+        alone = generator.edit(batch.select(torch.tensor([row])), edit, seeds=seeds[[row]])
+        assert float((alone[0] - together[row]).abs().max()) < 1e-5
+    other = generator.edit(batch, edit, seeds=seeds + 100)
+    assert float((other - together).abs().max()) > 1e-3
+    assert together.min() >= -1
+    assert together.max() <= 1
+
+
+def test_rows_that_show_what_is_asked_keep_their_pathology(bundle, batch):
+    generator = generator_of(bundle)
+    edited = generator.edit(batch, Edit(do={"finding.edema": 1.0}), seeds=torch.arange(8))
+    kept = generator.model.decode(*generator.model.encode(batch.image))
+    has = batch.findings[:, FINDINGS.index("edema")] == 1
+    torch.testing.assert_close(edited[has], kept[has], atol=1e-5, rtol=0)
+    assert float((edited[~has] - kept[~has]).abs().amax(dim=(1, 2, 3)).min()) > 1e-4
+    graver = generator.edit(batch, Edit(do={"finding.edema": 1.0}, severity="severe"), seeds=torch.arange(8))
+    assert float((graver[has] - kept[has]).abs().amax(dim=(1, 2, 3)).min()) > 1e-4
+
+
+def test_several_samples_of_an_image_are_encoded_once_and_equal_their_own_runs(bundle, batch):
+    generator = generator_of(bundle)
+    twice = batch.select(torch.tensor([1, 1, 2, 1]))
+    edit = Edit(prompt="Mild bilateral edema.")
+    seeds = torch.tensor([5, 6, 7, 5])
+    images = generator.edit(twice, edit, seeds=seeds)
+    assert torch.equal(images[0], images[3])
+    alone = generator.edit(batch.select(torch.tensor([1])), edit, seeds=torch.tensor([6]))
+    assert float((images[1] - alone[0]).abs().max()) < 1e-5
+
+
+def test_a_donor_gives_its_own_pathology_channel(bundle, batch):
+    generator = generator_of(bundle)
+    donor = batch.select(torch.arange(8).flip(0))
+    edited = generator.edit(batch, Edit(), seeds=torch.arange(8), donor=donor)
+    identity, _ = generator.model.encode(batch.image)
+    _, pathology = generator.model.encode(donor.image)
+    assert torch.equal(edited, generator.model.decode(identity, pathology))
+
+
+def test_impossible_edits_are_refused(bundle, batch):
+    generator = generator_of(bundle)
+    with pytest.raises(EditError, match=r"no such finding.*cardiomegaly"):
+        generator.edit(batch, Edit(do={"finding.fracture": 1.0}), seeds=torch.arange(8))
+    with pytest.raises(EditError, match="An empty edit"):
+        generator.edit(batch, Edit(), seeds=torch.arange(8))
+
+
+def test_optimised_noise_comes_nearer_to_the_references(bundle, parents):
+    training, _ = encoded(parents, 16, seed=4)
+    batch, _ = encoded(parents, 4, seed=5)
+    optimise = {"iterations": 15, "steps": 2, "targets": "centroid"}
+    plain, tuned = generator_of(bundle), generator_of(bundle, training, optimise=optimise)
+    edit = Edit(prompt="Severe cardiomegaly.")
+    features = [
+        g.model.features(g.edit(batch, edit, seeds=torch.arange(4))).detach() for g in (plain, tuned)
+    ]
+    shown = training.findings[:, FINDINGS.index("cardiomegaly")] == 1
+    centre = plain.model.features(training.image[shown])[:10].mean(0)
+    before, after = ((part - centre).norm(dim=1).mean() for part in features)
+    assert float(after) < float(before)
+    assert not any(parameter.grad is not None for parameter in tuned.model.parameters())
+
+
+def test_optimising_needs_references(bundle, parents, batch):
+    few, _ = encoded(parents, 1)
+    generator = generator_of(bundle, few, optimise={"iterations": 1})
+    with pytest.raises(NoReferenceError, match=r"0 training images show cardiomegaly"):
+        generator.edit(batch, Edit(prompt="Cardiomegaly."), seeds=torch.arange(8))
+    with pytest.raises(EditError, match="needs a finding"):
+        generator.edit(batch, Edit(prompt="A chest."), seeds=torch.arange(8))
+
+
+def test_the_text_editor_keeps_the_own_pathology_under_the_null_intervention(bundle, batch):
+    model = load(bundle)
+    edit = text_editor(model, source="refined_report")
+    same = edit(batch.image, batch, batch)
+    assert torch.equal(same, model.decode(*model.encode(batch.image)))
+    donor = batch.select(torch.arange(8).flip(0))
+    changed = edit(batch.image, batch, donor)
+    assert float((changed - same).abs().max()) > 1e-3
+    assert torch.equal(changed, edit(batch.image, batch, donor))
+
+
+# The mechanism.
+
+
+@pytest.mark.parametrize("abduction", ["fresh", "inverted"])
+def test_unchanged_findings_reconstruct_and_changed_ones_do_not(bundle, batch, abduction):
+    model = load(bundle)
+    mechanism = PathologyLDMMechanism(model, finding_names=FINDINGS, abduction=abduction)
+    parents = parents_of(batch)
+    noise = mechanism.abduct(batch.image, parents)
+    reconstruction = mechanism.predict(noise, parents)
+    assert torch.equal(reconstruction, model.decode(*model.encode(batch.image)))
+    changed = {**parents, "finding.edema": 1 - parents["finding.edema"]}
+    assert float((mechanism.predict(noise, changed) - reconstruction).abs().max()) > 1e-3
+
+
+def test_inversion_gives_back_the_observed_pathology_from_the_own_prompt(bundle, batch):
+    model = load(bundle)
+    _, pathology = model.encode(batch.image)
+    condition = model.prompts(batch.prompts)
+    sampler = model.sampler.model_copy(update={"steps": 50, "guidance_scale": 1.0})
+    noise = model.invert(condition, pathology, sampler=sampler)
+    again = model.draw(condition, noise=noise, sampler=sampler)
+    error = float((again - pathology).abs().mean() / pathology.std())
+    assert error < 0.05
+
+
+def test_loss_and_samples_have_a_row_each(bundle, batch):
+    mechanism = PathologyLDMMechanism(load(bundle), finding_names=FINDINGS)
+    parents = parents_of(batch)
+    loss = mechanism.loss(batch.image, parents)
+    assert loss.shape == (8,)
+    assert bool((loss > 0).all())
+    images = [mechanism.sample(parents, torch.Generator().manual_seed(3)) for _ in range(2)]
+    assert images[0].shape == (8, 1, 32, 32)
+    assert torch.equal(*images)
+    with pytest.raises(ValueError, match="at least one parent"):
+        mechanism.sample({}, torch.Generator())
