@@ -14,12 +14,19 @@ from pydantic import Field, model_validator
 from counterray import catalog
 from counterray.config import Config, ConfigError, load
 from counterray.data.ingest import IngestConfig, ingest
+from counterray.models.pathology_ldm.encoding import EncodeConfig
+from counterray.reports.transform import RefineConfig
 from counterray.storage import resolve
 from counterray.training.progress import progress_board
 from counterray.training.ray_train import train
+from jobs.encoding import encode
 from jobs.evaluation import EvaluateConfig, evaluate
+from jobs.refinement import refine
 
 logger = logging.getLogger(__name__)
+
+DATA = "data"
+"""Name of the pipeline's main dataset."""
 
 
 class StageRun(Config):
@@ -31,6 +38,29 @@ class StageRun(Config):
     """Settings on top of it, by dotted name."""
     inputs: dict[str, str] = Field(default_factory=dict)
     """Role to the name of an earlier training of this pipeline."""
+    data: str = DATA
+    """Dataset to train on: the main one, or the name of an ``encode`` of this pipeline."""
+
+    @property
+    def needs(self) -> set[str]:
+        """Steps of this pipeline that must be done before."""
+        return {*self.inputs.values(), *({self.data} - {DATA})}
+
+
+class EncodeRun(Config):
+    """Latents of the pipeline's dataset, computed once for latent diffusion."""
+
+    gsvae: str
+    """Name of the training whose gsvae encodes images."""
+    text: str
+    """Name of the training whose image-text encoder encodes prompts."""
+    settings: EncodeConfig = EncodeConfig()
+    """What is computed."""
+
+    @property
+    def needs(self) -> set[str]:
+        """Steps of this pipeline that must be done before."""
+        return {self.gsvae, self.text}
 
 
 class PipelineConfig(Config):
@@ -38,8 +68,10 @@ class PipelineConfig(Config):
 
     ingest: IngestConfig
     """The data."""
-    stages: dict[str, StageRun]
-    """Name of each training; its folder below ``--out``."""
+    refine: RefineConfig | None = None
+    """How reports become prompts; they are left as they are where null."""
+    stages: dict[str, StageRun | EncodeRun]
+    """Name of each training or encoding; its folder below ``--out``."""
     generator: str
     """Name of the training whose bundle is evaluated."""
     judges: tuple[str, ...] = ()
@@ -53,9 +85,9 @@ class PipelineConfig(Config):
     def _names_exist(self) -> PipelineConfig:
         known = list(self.stages)
         for position, (name, stage) in enumerate(self.stages.items()):
-            unknown = sorted(set(stage.inputs.values()) - set(known[:position]))
+            unknown = sorted(stage.needs - set(known[:position]))
             if unknown:
-                raise ValueError(f"stages.{name}.inputs names {unknown[0]!r}, which is no earlier stage")
+                raise ValueError(f"stages.{name} names {unknown[0]!r}, which is no earlier stage")
         for name in (self.generator, *self.judges):
             if name not in self.stages:
                 raise ValueError(f"{name!r} is no stage; stages: {', '.join(known)}")
@@ -73,16 +105,23 @@ def run_pipeline(path: Path, config: PipelineConfig, *, root: str | None, out: s
     """
     started = time.monotonic()
     place = resolve(out).uri
-    prepared = {name: prepare(path, stage) for name, stage in config.stages.items()}
+    prepared = {
+        name: prepare(path, stage) for name, stage in config.stages.items() if isinstance(stage, StageRun)
+    }
     manifest = ingest(config.ingest, root, f"{place}/data")
     studies = sum(int(split["studies"]) for split in manifest.counts.values())
     logger.info("data: %d studies after %.0f s", studies, time.monotonic() - started)
-    bundles = _train_all(config, prepared, place)
+    data = f"{place}/data"
+    if config.refine is not None:
+        refined = refine(config.refine, data=data, out=f"{place}/refined")
+        data = refined["dataset"]
+        logger.info("reports: %d refined after %.0f s", refined["refined"], time.monotonic() - started)
+    bundles = _train_all(config, prepared, place, data)
     logger.info("trained %d stages after %.0f s", len(bundles), time.monotonic() - started)
     result = evaluate(
         config.evaluate,
         model=bundles[config.generator],
-        data=f"{place}/data",
+        data=data,
         out=f"{place}/report",
         judges=[bundles[name] for name in config.judges],
     )
@@ -96,23 +135,36 @@ def prepare(path: Path, stage: StageRun) -> dict[str, Any]:
     return settings.model_dump(mode="json")
 
 
-def _train_all(config: PipelineConfig, prepared: Mapping[str, dict[str, Any]], place: str) -> dict[str, str]:
-    """Trains every stage once its inputs are there, ``config.parallel`` at a time; name to bundle."""
-    bundles: dict[str, str] = {}
+def _train_all(
+    config: PipelineConfig, prepared: Mapping[str, dict[str, Any]], place: str, data: str
+) -> dict[str, str]:
+    """Runs every step once what it needs is there, ``config.parallel`` at a time; name to its result."""
+    done: dict[str, str] = {}
     waiting = dict(config.stages)
     running: dict[Any, str] = {}
     with progress_board() as board:
         while waiting or running:
             for name, stage in list(waiting.items()):
-                if len(running) < config.parallel and all(role in bundles for role in stage.inputs.values()):
-                    inputs = {role: bundles[source] for role, source in stage.inputs.items()}
-                    values = {**prepared[name], "inputs": inputs}
-                    reference = _train_stage.remote(values, f"{place}/data", f"{place}/{name}", board)
+                if len(running) < config.parallel and stage.needs <= set(done):
+                    out = f"{place}/{name}"
+                    if isinstance(stage, EncodeRun):
+                        reference = _encode.remote(
+                            stage.settings, data, done[stage.gsvae], done[stage.text], out
+                        )
+                    else:
+                        inputs = {role: done[source] for role, source in stage.inputs.items()}
+                        values = {**prepared[name], "inputs": inputs}
+                        reference = _train_stage.remote(values, done.get(stage.data, data), out, board)
                     running[reference] = name
                     del waiting[name]
             (finished, *_), _ = ray.wait(list(running), num_returns=1)
-            bundles[running.pop(finished)] = _result(finished)
-    return bundles
+            done[running.pop(finished)] = _result(finished)
+    return done
+
+
+@ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
+def _encode(config: EncodeConfig, data: str, gsvae: str, text: str, out: str) -> str:
+    return str(encode(config, data=data, gsvae=gsvae, text=text, out=out)["dataset"])
 
 
 @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]

@@ -14,6 +14,7 @@ from torch import nn
 from counterray.bundle import Bundle
 from counterray.config import ConfigError, read, validate
 from counterray.models.gsvae import stages as gsvae
+from counterray.models.pathology_ldm import stages as pathology_ldm
 from counterray.models.predictors import (
     classifier,
     demographic,
@@ -95,6 +96,13 @@ CATALOG: Mapping[str, Entry] = {
         gsvae.GSVAEStage,
         gsvae.load,
         "Nie et al., Causal Disentanglement for Robust Long-tail Medical Image Generation, stage 1",
+    ),
+    "pathology_ldm": Entry(
+        "pathology_ldm",
+        pathology_ldm.PathologyLDMConfig,
+        pathology_ldm.PathologyLDMStage,
+        pathology_ldm.load,
+        "Nie et al., Causal Disentanglement for Robust Long-tail Medical Image Generation, stage 2",
     ),
 }
 """Stage name to its entry."""
