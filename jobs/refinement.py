@@ -68,10 +68,9 @@ def refine(config: RefineConfig, *, data: str, out: str) -> Mapping[str, Any]:
     table = combined(from_plain(count["agreement"]) for count in counts)
     events = sum((Counter(count["events"]) for count in counts), Counter[str]())
     (derived.out / "agreement.json").write_json({**table.plain(), "settings": settings})
-    if (dataset.location / "quarantine.parquet").exists():
-        (derived.out / "quarantine.parquet").write_bytes(
-            (dataset.location / "quarantine.parquet").read_bytes()
-        )
+    aside = derived.out / "quarantine.parquet"
+    if (dataset.location / "quarantine.parquet").exists() and not aside.exists():
+        aside.write_bytes((dataset.location / "quarantine.parquet").read_bytes())
     manifest = derived.finish(config={"refine": settings, "of": dataset.manifest.config})
     return _result(derived.out, reports, events, table, manifest.fingerprint)
 
