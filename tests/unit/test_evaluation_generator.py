@@ -143,6 +143,9 @@ def test_without_truth_or_judges_the_reasons_stand_in_their_place() -> None:
         "effectiveness, off-target change",
         "identity",
         "ground truth error, area deviation",
+        "distances between sets of images, diversity, memorisation",
+        "perceptual distance",
+        "NIQE",
     }
     assert "not known" in evaluation.absent["ground truth error, area deviation"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -116,6 +116,21 @@ class Counterfactuals:
 
     def __len__(self) -> int:
         return len(self.image)
+
+    @property
+    def asked(self) -> Batch:
+        """The counterfactuals' patients with the findings that were asked for."""
+        return replace(
+            self.source,
+            image=self.image,
+            findings=self.donor.findings,
+            finding_mask=self.donor.finding_mask,
+            measurements={},
+            masks={},
+            reports=(),
+            prompts=(),
+            tensors={},
+        )
 
     @property
     def known(self) -> Tensor:

@@ -13,7 +13,7 @@ from counterray.evaluation.auroc import MINIMUM_POSITIVES, auroc_metrics
 from counterray.evaluation.counterfactuals import patients
 from counterray.evaluation.decisions import Truths, f1_score, f1_threshold
 from counterray.evaluation.intervals import Floats, Rows, patient_bootstrap
-from counterray.evaluation.metric import Judge, Metric
+from counterray.evaluation.metric import Direction, Judge, Metric
 
 
 def finding_score_metrics(
@@ -102,6 +102,7 @@ def f1_metrics(
     *,
     cuts: Floats,
     judge: str,
+    direction: Direction = "higher",
     minimum_positives: int = MINIMUM_POSITIVES,
     seed: int = 0,
 ) -> list[Metric]:
@@ -113,6 +114,7 @@ def f1_metrics(
         asked: B rows with the findings that the images (were to) show, and their patients.
         cuts: ``[F]``, see `f1_thresholds`.
         judge: Label of the judge that scored.
+        direction: ``none`` for scores that others are compared with.
         minimum_positives: Positives, and negatives, that a finding needs for the macro average.
         seed: Of the bootstrap.
     """
@@ -145,7 +147,7 @@ def f1_metrics(
             high=intervals[k].high,
             n=sum(counts[k]) if subset else len(values),
             judge=judge,
-            direction="higher",
+            direction=direction,
             note=_note(float(cuts[k]), counts[k][0]) if subset else _macro_note(left_out, len(cuts)),
         )
         for k, subset in reversed(list(enumerate(subsets)))

@@ -9,16 +9,20 @@ import torch
 from torch import Tensor
 
 from counterray.data.study import Batch
-from counterray.evaluation.areas import area_deviation
 from counterray.evaluation.auroc import MINIMUM_POSITIVES
 from counterray.evaluation.composition import composition
 from counterray.evaluation.counterfactuals import Counterfactuals, Editor, patients, pieces
-from counterray.evaluation.effectiveness import effectiveness
+from counterray.evaluation.features import LayerJudge
 from counterray.evaluation.ground_truth import ground_truth_metrics
-from counterray.evaluation.identity import reidentification_rank
+from counterray.evaluation.image_sets import (
+    Measured,
+    distance_metrics,
+    naturalness_metrics,
+    perceptual_metrics,
+)
 from counterray.evaluation.intervals import summarise
+from counterray.evaluation.judged import area_metrics, finding_metrics, identity_metrics
 from counterray.evaluation.metric import Judge, Metric
-from counterray.evaluation.off_target import off_target_metrics
 from counterray.evaluation.psnr import psnr
 from counterray.evaluation.reversibility import reversibility
 from counterray.evaluation.ssim import ssim
@@ -36,11 +40,15 @@ class Judges:
         segmentor: Probabilities ``[B, K, H, W]`` of the structures it names; those that a pathology covers
             (lesions) should not be among them, only anatomy whose area is to be kept.
         identity: Features ``[B, D]`` in which images of one patient are near each other.
+        features: Features ``[B, D]`` by which sets of images are compared, see `feature_judge`.
+        layers: Feature maps by which two images are compared, see `layer_judge`.
     """
 
     classifier: Judge | None = None
     segmentor: Judge | None = None
     identity: Judge | None = None
+    features: Judge | None = None
+    layers: LayerJudge | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,8 @@ def evaluate_counterfactuals(
     judges: Judges,
     exact: Exact | None = None,
     training: Batch | None = None,
+    validation: Batch | None = None,
+    prevalence: Mapping[str, float] | None = None,
     cycles: Sequence[int] = (1, 10),
     law_images: int = 64,
     minimum_positives: int = MINIMUM_POSITIVES,
@@ -126,7 +136,9 @@ def evaluate_counterfactuals(
         donor: Row by row, whose pathology the sources are given.
         judges: Networks that score, none of them seen by the generator's losses.
         exact: Gives the exact counterfactuals, for data whose causal model is known.
-        training: Training images, for the baseline "nearest image with the target findings".
+        training: Training images, for memorisation and the baseline "nearest image with the target findings".
+        validation: Real images of other patients, on which thresholds are chosen.
+        prevalence: Share of positives of each finding in the training data, for the effectiveness ratio.
         cycles: Numbers of repetitions for composition and reversibility.
         law_images: Number of images, the first ones, for composition and reversibility: k cycles of both take
             3 k edits an image, far more than all else.
@@ -143,29 +155,84 @@ def evaluate_counterfactuals(
         *_reconstruction(made, seed=seed),
         *_laws(edit, made, cycles=cycles, images=law_images, batch_size=batch_size, seed=seed),
     ]
-    absent = {}
-    if judges.classifier is None:
-        absent["effectiveness, off-target change"] = "no classifier was given to score"
-    else:
-        metrics += _findings(
-            made, judges.classifier, minimum_positives=minimum_positives, batch_size=batch_size, seed=seed
+    measured = Measured(metrics)
+    measured.add(
+        _judged(
+            made,
+            judges,
+            validation=validation,
+            prevalence=prevalence,
+            minimum_positives=minimum_positives,
+            batch_size=batch_size,
+            seed=seed,
         )
-    if judges.identity is None:
-        absent["identity"] = "no identity encoder was given to score"
-    else:
-        metrics += _identity(made, judges.identity, batch_size=batch_size, seed=seed)
+    )
     if made.exact is None:
-        absent["ground truth error, area deviation"] = (
+        measured.absent["ground truth error, area deviation"] = (
             "the exact counterfactuals of these images are not known; they are for data drawn from a known "
             "causal model, such as the phantom"
         )
     else:
-        metrics += ground_truth_metrics(made, made.exact, pool=training, seed=seed)
+        measured.metrics += ground_truth_metrics(made, made.exact, pool=training, seed=seed)
         if judges.segmentor is None:
-            absent["area deviation"] = "no segmentor was given to measure"
+            measured.absent["area deviation"] = "no segmentor was given to measure"
         else:
-            metrics += _areas(made, made.exact, judges.segmentor, batch_size=batch_size, seed=seed)
-    return Evaluation(metrics, made, absent)
+            measured.metrics += area_metrics(
+                made, made.exact, judges.segmentor, batch_size=batch_size, seed=seed
+            )
+    if judges.features is None:
+        measured.absent["distances between sets of images, diversity, memorisation"] = (
+            "no judge was given to compare images by its features"
+        )
+    else:
+        measured.add(
+            distance_metrics(
+                made,
+                judges.features,
+                training=training,
+                minimum_positives=minimum_positives,
+                batch_size=batch_size,
+                seed=seed,
+            )
+        )
+    if judges.layers is None:
+        measured.absent["perceptual distance"] = "no judge was given to compare images by its layers"
+    else:
+        measured.metrics += perceptual_metrics(made, judges.layers, batch_size=batch_size, seed=seed)
+    measured.add(naturalness_metrics(made, seed=seed))
+    return Evaluation(measured.metrics, made, measured.absent)
+
+
+def _judged(
+    made: Counterfactuals,
+    judges: Judges,
+    *,
+    validation: Batch | None,
+    prevalence: Mapping[str, float] | None,
+    minimum_positives: int,
+    batch_size: int,
+    seed: int,
+) -> Measured:
+    measured = Measured()
+    if judges.classifier is None:
+        measured.absent["effectiveness, off-target change"] = "no classifier was given to score"
+    else:
+        measured.add(
+            finding_metrics(
+                made,
+                judges.classifier,
+                validation=validation,
+                prevalence=prevalence,
+                minimum_positives=minimum_positives,
+                batch_size=batch_size,
+                seed=seed,
+            )
+        )
+    if judges.identity is None:
+        measured.absent["identity"] = "no identity encoder was given to score"
+    else:
+        measured.metrics += identity_metrics(made, judges.identity, batch_size=batch_size, seed=seed)
+    return measured
 
 
 def _reconstruction(made: Counterfactuals, *, seed: int) -> list[Metric]:
@@ -212,98 +279,3 @@ def _laws(
         )
         for (name, cycle), parts in sorted(errors.items())
     ]
-
-
-def _findings(
-    made: Counterfactuals, judge: Judge, *, minimum_positives: int, batch_size: int, seed: int
-) -> list[Metric]:
-    columns = judge.columns(made.source.finding_names)
-
-    def probabilities(image: Tensor) -> Tensor:
-        return judge.scores(image, batch_size=batch_size)[:, columns]
-
-    before, after = probabilities(made.source.image), probabilities(made.image)
-    exact = probabilities(made.exact) if made.exact is not None else None
-    return [
-        *effectiveness(
-            made, judge, before=before, after=after, minimum_positives=minimum_positives, seed=seed
-        ),
-        *off_target_metrics(made, judge, before=before, after=after, exact=exact, seed=seed),
-    ]
-
-
-def _identity(made: Counterfactuals, judge: Judge, *, batch_size: int, seed: int) -> list[Metric]:
-    who = patients(made.source)
-    gallery = judge.scores(made.source.image, batch_size=batch_size)
-
-    def rank(image: Tensor) -> Tensor:
-        features = judge.scores(image, batch_size=batch_size)
-        return reidentification_rank(features, gallery, patients=who, gallery_patients=who).double()
-
-    people = len(set(who))
-    metrics = []
-    for subset, image in {"": made.image, "exact counterfactual": made.exact}.items():
-        if image is None:
-            continue
-        ranks = rank(image)
-        note = (
-            f"among {people} patients; chance is {1 / people:.2g}"
-            if not subset
-            else "what could at best be asked"
-        )
-        metrics.append(
-            summarise(
-                "identity_top1",
-                (ranks == 1).double(),
-                patients=who,
-                direction="higher" if not subset else "none",
-                judge=judge.label,
-                subset=subset,
-                unit="of images",
-                note=note,
-                seed=seed,
-            )
-        )
-        metrics.append(
-            summarise(
-                "identity_rank",
-                ranks,
-                patients=who,
-                statistic="median",
-                direction="lower" if not subset else "none",
-                judge=judge.label,
-                subset=subset,
-                note=f"median, among {people} patients",
-                seed=seed,
-            )
-        )
-    return metrics
-
-
-def _areas(made: Counterfactuals, exact: Tensor, judge: Judge, *, batch_size: int, seed: int) -> list[Metric]:
-    deviation = area_deviation(
-        judge.scores(made.image, batch_size=batch_size), judge.scores(exact, batch_size=batch_size)
-    )
-    return [
-        summarise(
-            "area_deviation",
-            deviation[:, k],
-            patients=patients(made.source),
-            statistic="median",
-            direction="lower",
-            judge=judge.label,
-            subset=name,
-            unit="of the exact area",
-            note=_quantiles(deviation[:, k]),
-            seed=seed,
-        )
-        for k, name in enumerate(judge.outputs)
-    ]
-
-
-def _quantiles(values: Tensor) -> str:
-    known = values[~values.isnan()]
-    if not len(known):
-        return "no image has this structure"
-    low, high, worst = torch.quantile(known, torch.tensor([0.25, 0.75, 0.95], dtype=known.dtype)).tolist()
-    return f"median; quartiles {low:.3f} and {high:.3f}, 95 % of images below {worst:.3f}"

@@ -1,0 +1,179 @@
+"""Generated images as a set: how far from unseen real images, how varied, and how near to training images."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from counterray.data.study import Batch
+from counterray.evaluation.auroc import MINIMUM_POSITIVES
+from counterray.evaluation.counterfactuals import Counterfactuals, patients
+from counterray.evaluation.diversity import diversity_metrics
+from counterray.evaluation.features import LayerJudge, extract_features
+from counterray.evaluation.frechet import frechet_metrics
+from counterray.evaluation.intervals import summarise
+from counterray.evaluation.kernel_distance import kernel_metric
+from counterray.evaluation.memorisation import NEAR_COPY_PERCENTILE, memorisation_metrics
+from counterray.evaluation.metric import Direction, Judge, Metric
+from counterray.evaluation.niqe import SMALLEST, niqe_metric
+from counterray.evaluation.perceptual import perceptual_distance
+from counterray.evaluation.precision_recall import NEIGHBOURS, precision_recall_metrics
+
+NIQE_IMAGES = 64
+"""Images that NIQE is taken of, the first ones: at 512 px it takes a good part of a second for each."""
+
+LEAST_HELD_OUT = math.ceil(100 / NEAR_COPY_PERCENTILE)
+"""Held-out images that the threshold of near copies needs."""
+
+
+@dataclass
+class Measured:
+    """Metrics, and which could not be computed.
+
+    Attributes:
+        metrics: The numbers.
+        absent: What is missing, with the reason.
+    """
+
+    metrics: list[Metric] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)
+
+    def add(self, other: Measured) -> None:
+        """Takes over what the other has."""
+        self.metrics += other.metrics
+        self.absent |= other.absent
+
+
+def distance_metrics(
+    made: Counterfactuals,
+    judge: Judge,
+    *,
+    training: Batch | None = None,
+    minimum_positives: int = MINIMUM_POSITIVES,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> Measured:
+    """All that compares sets of images by a judge's features.
+
+    The counterfactuals are compared with the sources: held-out real images whose findings, taken together,
+    are those that were asked for, since donors are the same images in another order.
+
+    Args:
+        made: What is evaluated.
+        judge: Features ``[B, D]``, see `feature_judge`.
+        training: What the generator was trained on, for memorisation.
+        minimum_positives: Images, generated and real, that a finding needs for its diversity.
+        batch_size: Images at a time.
+        seed: Of the bootstrap.
+
+    Returns:
+        Fréchet and kernel distance; precision, recall, density, coverage; diversity by finding; memorisation.
+    """
+    ours = extract_features(judge, made.image, batch_size=batch_size)
+    theirs = extract_features(judge, made.source.image, batch_size=batch_size)
+    who = patients(made.source)
+    measured = Measured(
+        [
+            *frechet_metrics(ours, theirs, patients=who, real_patients=who, judge=judge.label, seed=seed),
+            kernel_metric(ours, theirs, patients=who, real_patients=who, judge=judge.label, seed=seed),
+        ]
+    )
+    if len(made) > NEIGHBOURS:
+        measured.metrics += precision_recall_metrics(
+            ours, theirs, patients=who, real_patients=who, judge=judge.label, seed=seed
+        )
+    else:
+        measured.absent["precision, recall, density, coverage"] = (
+            f"they need more than {NEIGHBOURS} images, and there are {len(made)}"
+        )
+    measured.add(_diversity(made, ours, theirs, judge.label, minimum_positives=minimum_positives, seed=seed))
+    if training is None:
+        measured.absent["memorisation"] = "no training images were given"
+    elif len(made) < LEAST_HELD_OUT:
+        measured.absent["memorisation"] = (
+            f"its threshold needs {LEAST_HELD_OUT} held-out images, and there are {len(made)}"
+        )
+    else:
+        measured.metrics += memorisation_metrics(
+            ours,
+            extract_features(judge, training.image, batch_size=batch_size),
+            theirs,
+            patients=who,
+            held_out_patients=who,
+            training_patients=patients(training),
+            judge=judge.label,
+            seed=seed,
+        )
+    return measured
+
+
+def _diversity(
+    made: Counterfactuals, ours: Tensor, theirs: Tensor, judge: str, *, minimum_positives: int, seed: int
+) -> Measured:
+    measured, who = Measured(), patients(made.source)
+    few = []
+    for column, name in enumerate(made.source.finding_names):
+        rows, real_rows = (
+            torch.nonzero((batch.findings[:, column] > 0.5) & batch.finding_mask[:, column].bool()).flatten()
+            for batch in (made.donor, made.source)
+        )
+        if min(len(rows), len(real_rows)) < minimum_positives:
+            few.append(name.replace("_", " "))
+            continue
+        measured.metrics += diversity_metrics(
+            ours[rows],
+            theirs[real_rows],
+            patients=[who[row] for row in rows.tolist()],
+            real_patients=[who[row] for row in real_rows.tolist()],
+            judge=judge,
+            subset=name,
+            seed=seed,
+        )
+    if few:
+        measured.absent[f"diversity of {', '.join(few)}"] = (
+            f"fewer than {minimum_positives} images, generated or real, show it"
+        )
+    return measured
+
+
+def perceptual_metrics(
+    made: Counterfactuals, judge: LayerJudge, *, batch_size: int = 64, seed: int = 0
+) -> list[Metric]:
+    """Perceptual distance of what was made from what it is to be like, and from what was there before."""
+    pairs: list[tuple[str, Tensor, Tensor | None, Direction, str]] = [
+        ("reconstruction", made.reconstruction, made.source.image, "lower", "from the input"),
+        ("counterfactual", made.image, made.source.image, "none", "from the input: how much was changed"),
+        ("against the exact counterfactual", made.image, made.exact, "lower", ""),
+    ]
+    return [
+        summarise(
+            "perceptual_distance",
+            perceptual_distance(image, reference, judge, batch_size=batch_size),
+            patients=patients(made.source),
+            direction=direction,
+            judge=judge.label,
+            subset=subset,
+            note=note,
+            seed=seed,
+        )
+        for subset, image, reference, direction, note in pairs
+        if reference is not None
+    ]
+
+
+def naturalness_metrics(made: Counterfactuals, *, images: int = NIQE_IMAGES, seed: int = 0) -> Measured:
+    """NIQE of generated and real images, the first ``images``; left out where images are too small for it."""
+    height, width = made.image.shape[-2:]
+    if min(height, width) < SMALLEST:
+        reason = f"it needs images of at least {SMALLEST} × {SMALLEST} px, and these have {height} × {width}"
+        return Measured(absent={"NIQE": reason})
+    who = patients(made.source)[:images]
+    return Measured(
+        [
+            niqe_metric(made.image[:images], patients=who, subset="counterfactual", seed=seed),
+            niqe_metric(made.source.image[:images], patients=who, subset="real images", seed=seed),
+        ]
+    )
