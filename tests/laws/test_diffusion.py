@@ -181,7 +181,7 @@ def test_one_centroid_for_all_makes_samples_alike():
     centres = torch.randn(8, 1, 8, 8, generator=generator)
     weights = torch.randn(16, 64, generator=generator) / 8
 
-    def features(latents):
+    def features(latents, rows=None):
         return torch.tanh((latents.flatten(1)[:, None] * weights[None]).sum(2))
 
     network, seeds = Mixture(centres, deviation=0.5), torch.arange(16)

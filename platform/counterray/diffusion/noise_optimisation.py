@@ -23,8 +23,10 @@ from counterray.diffusion.schedule import Sampler, ScheduleConfig, predicted_noi
 from counterray.diffusion.targets import TargetChoice
 from counterray.nn.text import TextStates
 
-Features = Callable[[Tensor], Tensor]
-"""Latents z_0 ``[B, C, h, w]`` to features ``[B, D]``: decoder and judge, both frozen."""
+Features = Callable[[Tensor, Tensor], Tensor]
+"""Latents z_0 ``[A, C, h, w]`` of the samples ``rows`` (``[A]`` long, places in the whole batch) to features
+``[A, D]``: decoder and judge, both frozen. The rows say whose anatomy each latent is decoded with, as samples
+that have converged are left out."""
 
 
 class NoiseOptimisationConfig(Config):
@@ -125,7 +127,7 @@ def optimise_noise(
         chosen = None if condition is None else condition[active]
         own_null = null[active] if null is not None and len(null) == size > 1 else null
         network = guided(denoiser, chosen, own_null, sampler.guidance_scale)
-        found = features(_final_latents(network, scheduler, config, current, chosen)).float()
+        found = features(_final_latents(network, scheduler, config, current, chosen), active).float()
         squared = _squared_distance(found, targets[active])
         objective = squared
         if config.repulsion and spread is not None:

@@ -24,7 +24,7 @@ CENTRES = torch.randn(4, 1, 8, 8, generator=GENERATOR)
 WEIGHTS = torch.randn(8, 64, generator=GENERATOR) / 8
 
 
-def features(latents):
+def features(latents, rows=None):
     """A small judge, computed row by row."""
     return torch.tanh((latents.flatten(1)[:, None] * WEIGHTS[None]).sum(2))
 
@@ -139,7 +139,7 @@ def test_patience_by_hand():
     """A judge that gets worse at every look: the first noise is best, and patience ends it."""
     looks = []
 
-    def worsening(latents):
+    def worsening(latents, rows):
         looks.append(1)
         return features(latents) + 10.0 * len(looks)
 
@@ -176,6 +176,19 @@ def test_weights_do_not_learn():
     assert (found.end < found.start).all()
     assert all(parameter.grad is None for parameter in network.parameters())
     assert all(torch.equal(before[name].bfloat16(), value) for name, value in network.state_dict().items())
+
+
+def test_each_sample_keeps_its_anatomy_as_others_leave():
+    anatomy = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    config = NoiseOptimisationConfig(patience=2, iterations=20)
+    together = optimise(config, features=lambda latents, rows: features(latents + anatomy[rows]))
+    assert len(together.iterations.unique()) > 1
+    for row in range(len(SEEDS)):
+        rows = slice(row, row + 1)
+        alone = optimise(
+            config, rows=rows, features=lambda latents, _, row=row: features(latents + anatomy[row])
+        )
+        assert torch.equal(alone.noise[0], together.noise[row])
 
 
 def test_each_sample_keeps_its_condition_as_others_leave():

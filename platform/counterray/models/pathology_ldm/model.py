@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from counterray.diffusion.drift import Drift
 from counterray.diffusion.inversion import invert
+from counterray.diffusion.noise_optimisation import Features
 from counterray.diffusion.sampling import SamplerConfig, initial_noise, sample
 from counterray.diffusion.schedule import ScheduleConfig
 from counterray.models.gsvae.network import GSVAENetwork
@@ -117,9 +118,11 @@ class PathologyLDM(nn.Module):
             drift=self.drift,
         )
 
-    def image_features(self, identity: Tensor) -> Callable[[Tensor], Tensor]:
-        """Standardised pathology latents to the features of the images they make of ``identity``."""
-        return lambda latents: self.features(self.decode(identity, self.denoiser.restore(latents)))
+    def image_features(self, identity: Tensor) -> Features:
+        """Standardised pathology latents to the features of the images they make of rows of ``identity``."""
+        return lambda latents, rows: self.features(
+            self.decode(identity[rows], self.denoiser.restore(latents))
+        )
 
     def prompts(self, texts: Sequence[str]) -> TextStates:
         """States of ``texts``."""
