@@ -7,6 +7,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 
+from counterray.config import validate
 from counterray.diffusion.drift import Drift, DriftConfig, drifted, resolve
 from counterray.diffusion.schedule import ScheduleConfig, sampling_scheduler
 from tests.unit.diffusion.toys import Gaussian
@@ -120,6 +121,12 @@ def test_numbers_and_lists():
     found = resolve(DriftConfig(value=(0.1, -0.2), steps="rate", ref_steps=20), SCHEDULE, channels=2)
     assert found.reverse.tolist() == pytest.approx([0.1, -0.2])
     assert (found.steps, found.ref_steps) == ("rate", 20)
+
+
+@pytest.mark.parametrize("value", [0.1, (0.1, -0.2), "auto"])
+def test_settings_survive_a_bundle(value):
+    config = DriftConfig(value=value, forward=0.0)
+    assert validate(DriftConfig, config.model_dump(mode="json")) == config
 
 
 def test_forward_and_reverse_are_apart():
