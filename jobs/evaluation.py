@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -15,26 +15,34 @@ from counterray.data.batching import LoaderConfig
 from counterray.data.dataset import Dataset, open_dataset
 from counterray.data.loader import make_plan, stream
 from counterray.data.study import Batch
+from counterray.evaluation.counterfactuals import Counterfactuals
+from counterray.evaluation.features import feature_judge, layer_judge
 from counterray.evaluation.generator import Judges, evaluate_counterfactuals, shuffled_donors
+from counterray.evaluation.generator_report import generator_report
 from counterray.evaluation.judge import judge_metrics, open_judge
 from counterray.evaluation.metric import as_json
-from counterray.evaluation.opening import exact_counterfactuals, gather, open_editor
+from counterray.evaluation.metric_sections import metric_table
+from counterray.evaluation.opening import exact_counterfactuals, gather, open_editor, reads_words
+from counterray.evaluation.reading_set import export_reading_set
 from counterray.evaluation.report import Report, Section
 from counterray.evaluation.sections import (
     curves_section,
     dataset_section,
-    generator_report,
     limits_section,
-    metric_table,
     provenance_section,
 )
+from counterray.evaluation.text_condition import TextCondition
 from counterray.evaluation.wording import SYNTHETIC_NOTICE
-from counterray.storage import MissingError, StorageError, resolve
+from counterray.models.pathology_ldm.prompts import PromptSource, study_prompts
+from counterray.storage import Location, MissingError, StorageError, resolve
 
 logger = logging.getLogger(__name__)
 
-SCORING = ("classifier", "segmentor", "identity_encoder")
+SCORING = ("classifier", "segmentor", "identity_encoder", "image_text_encoder")
 """Stages whose bundles can score a generator."""
+
+FeatureStage = Literal["classifier", "identity_encoder", "image_text_encoder"]
+"""Stages whose features images can be compared by."""
 
 
 class EvaluationError(ValueError):
@@ -54,6 +62,16 @@ class EvaluateConfig(Config):
     """Numbers of repetitions for composition and reversibility."""
     minimum_positives: int = Field(default=50, ge=2)
     """Positive studies that a finding needs to count in macro averages."""
+    features: FeatureStage = "classifier"
+    """Stage of the judge by whose features images are compared: distances between sets, diversity,
+    memorisation, perceptual distance."""
+    training_studies: int = Field(default=4000, ge=2)
+    """Training studies to compare with at most: for memorisation and the nearest training image."""
+    prompts: PromptSource = "refined_report"
+    """Where a donor's words come from, for generators that read words."""
+    reading_set: int = Field(default=0, ge=0)
+    """Pairs of pictures to export for blinded readers, beside the report and apart from their key; 0 for
+    none."""
 
 
 def evaluate(
@@ -69,17 +87,16 @@ def evaluate(
     dataset, bundle = open_dataset(data), open_bundle(model)
     scorers = [open_bundle(uri) for uri in judges]
     _require_scorers(bundle, scorers)
+    place = resolve(out)
     try:
-        batch = _studies(dataset, config.split, config.studies, masks=dataset.manifest.mask_names)
         if bundle.method == "predictors":
-            metrics, report = _judge_report(bundle, dataset, batch, config)
+            metrics, report = _judge_report(bundle, dataset, config)
         else:
-            metrics, report = _generator_report(bundle, scorers, dataset, batch, config)
+            metrics, report = _generator_report(bundle, scorers, dataset, place, config)
     except ValueError as error:
         raise EvaluationError(
             f"{bundle.location.uri} cannot be scored on {dataset.location.uri}: {error}"
         ) from error
-    place = resolve(out)
     (place / "metrics.json").write_json(metrics)
     (place / "report.html").write_bytes(report.render().encode())
     values = {name: metric["value"] for name, metric in metrics.items()}
@@ -87,38 +104,42 @@ def evaluate(
 
 
 def _generator_report(
-    bundle: Bundle, scorers: Sequence[Bundle], dataset: Dataset, batch: Batch, config: EvaluateConfig
+    bundle: Bundle, scorers: Sequence[Bundle], dataset: Dataset, place: Location, config: EvaluateConfig
 ) -> tuple[dict[str, Any], Report]:
-    judges = {scorer.stage: open_judge(scorer) for scorer in scorers}
+    source = _scored(dataset, config)
+    donor = shuffled_donors(source, seed=config.seed)
+    condition = _text_condition(bundle, donor, dataset, config)
     evaluation = evaluate_counterfactuals(
-        open_editor(bundle),
-        batch,
-        shuffled_donors(batch, seed=config.seed),
-        judges=Judges(
-            classifier=judges.get("classifier"),
-            segmentor=judges.get("segmentor"),
-            identity=judges.get("identity_encoder"),
-        ),
+        open_editor(bundle, prompts=config.prompts, seed=config.seed),
+        source,
+        donor,
+        judges=_judges(scorers, config),
         exact=exact_counterfactuals(dataset.manifest),
-        training=_studies(dataset, "train", 4 * config.studies),
+        training=_others(dataset, "train", config.training_studies),
+        validation=_others(dataset, "validation", config.studies),
+        prevalence=_prevalence(dataset),
         cycles=config.cycles,
         minimum_positives=config.minimum_positives,
         seed=config.seed,
     )
     by_judge = {
-        scorer.stage: judge_metrics(scorer, batch, minimum_positives=config.minimum_positives)
+        scorer.stage: judge_metrics(scorer, source, minimum_positives=config.minimum_positives)
         for scorer in scorers
     }
+    facts = _facts(dataset, config)
+    if config.reading_set:
+        facts["Reading set"] = _export(evaluation.counterfactuals, place, config)
     report = generator_report(
         evaluation,
         title=f"Counterfactuals of {bundle.stage}",
         subtitle="This patient with that patient's pathology, scored by judges that trained apart.",
         manifest=dataset.manifest,
-        facts=_facts(dataset, config),
+        facts=facts,
         bundles={bundle.stage: bundle.checksum, **{f"judge {s.stage}": s.checksum for s in scorers}},
         config=bundle.config,
         judges=by_judge,
-        records={source.stage: _training_log(source) for source in (bundle, *scorers)},
+        records={scored.stage: _training_log(scored) for scored in (bundle, *scorers)},
+        condition=condition,
     )
     values = as_json(evaluation.metrics)
     for stage, rows in by_judge.items():
@@ -126,9 +147,44 @@ def _generator_report(
     return values, report
 
 
-def _judge_report(
-    bundle: Bundle, dataset: Dataset, batch: Batch, config: EvaluateConfig
-) -> tuple[dict[str, Any], Report]:
+def _judges(scorers: Sequence[Bundle], config: EvaluateConfig) -> Judges:
+    judges = {scorer.stage: open_judge(scorer) for scorer in scorers}
+    comparing = next((scorer for scorer in scorers if scorer.stage == config.features), None)
+    return Judges(
+        classifier=judges.get("classifier"),
+        segmentor=judges.get("segmentor"),
+        identity=judges.get("identity_encoder"),
+        features=feature_judge(comparing) if comparing else None,
+        layers=layer_judge(comparing) if comparing else None,
+    )
+
+
+def _text_condition(
+    bundle: Bundle, donor: Batch, dataset: Dataset, config: EvaluateConfig
+) -> TextCondition | None:
+    """What the generator is told of the donors; ``None`` where it looks at their images."""
+    if not reads_words(bundle):
+        return None
+    prompts = study_prompts(donor, config.prompts)
+    if not any(prompts):
+        raise ValueError(
+            f"None of the {len(donor)} studies has a {config.prompts.replace('_', ' ')} for the generator to "
+            "read. Run python -m jobs refine and score on its result, or set prompts=labels."
+        )
+    return TextCondition(
+        source=config.prompts, prompts=tuple(prompts), synthetic=dataset.manifest.source == "phantom"
+    )
+
+
+def _export(made: Counterfactuals, place: Location, config: EvaluateConfig) -> str:
+    """Writes the reading set, and says where."""
+    folder, key = place / "reading_set", place / "reading_set_key.csv"
+    items = export_reading_set(folder, key, made.source, made.image, made.asked, items=config.reading_set)
+    return f"{items} pairs in reading_set; their key in reading_set_key.csv, which readers must not see"
+
+
+def _judge_report(bundle: Bundle, dataset: Dataset, config: EvaluateConfig) -> tuple[dict[str, Any], Report]:
+    batch = _scored(dataset, config)
     metrics = judge_metrics(bundle, batch, minimum_positives=config.minimum_positives)
     report = Report(f"Judge {bundle.stage}", "A frozen network that scores images.", SYNTHETIC_NOTICE, "")
     for section in (
@@ -144,10 +200,29 @@ def _judge_report(
     return as_json(metrics), report
 
 
-def _studies(dataset: Dataset, split: str, limit: int, masks: tuple[str, ...] = ()) -> Batch:
+def _scored(dataset: Dataset, config: EvaluateConfig) -> Batch:
+    """The studies that are scored, with all that is known of them."""
+    return _studies(dataset, config.split, config.studies, masks=dataset.manifest.mask_names, reports=True)
+
+
+def _others(dataset: Dataset, split: str, limit: int) -> Batch | None:
+    """Studies to compare with; ``None`` where the split is empty."""
+    return _studies(dataset, split, limit) if dataset.rows(split) else None
+
+
+def _prevalence(dataset: Dataset) -> dict[str, float] | None:
+    if not dataset.rows("train"):
+        return None
+    names = dataset.manifest.finding_names
+    return dict(zip(names, dataset.manifest.prevalence(names).tolist(), strict=True))
+
+
+def _studies(
+    dataset: Dataset, split: str, limit: int, *, masks: tuple[str, ...] = (), reports: bool = False
+) -> Batch:
     config = LoaderConfig()
     plan = make_plan(dataset, split, config, seed=None, masks=masks)
-    batches = stream(dataset, plan, config, batch_size=256, masks=masks, endless=False)
+    batches = stream(dataset, plan, config, batch_size=256, masks=masks, reports=reports, endless=False)
     return gather((batch for batch, _ in batches), limit=limit)
 
 
@@ -165,20 +240,39 @@ def _require_scorers(bundle: Bundle, scorers: Sequence[Bundle]) -> None:
                 f"--judge {scorer.location.uri} is of stage {scorer.stage}. One judge of each of these can "
                 f"score a generator: {', '.join(SCORING)}."
             )
-    for role, parent in bundle.manifest["parents"].items():
+    for role, parent, opened in _ancestors(bundle):
         for scorer in scorers:
-            _require_apart(scorer, role, parent)
+            _require_apart(scorer, role, parent, opened)
 
 
-def _require_apart(scorer: Bundle, role: str, parent: Mapping[str, Any]) -> None:
+def _ancestors(bundle: Bundle) -> Iterator[tuple[str, Mapping[str, Any], Bundle | None]]:
+    """Role and record of each bundle that had part in this one, and the bundle, ``None`` if it is gone.
+
+    Parents of parents too: a diffusion's decoder has seen the judges of the decoder's losses.
+    """
+    for role, parent in bundle.manifest["parents"].items():
+        opened = _parent(role, parent)
+        yield role, parent, opened
+        if opened is not None:
+            yield from _ancestors(opened)
+
+
+def _parent(role: str, parent: Mapping[str, Any]) -> Bundle | None:
+    try:
+        opened = open_bundle(parent["uri"])
+    except (BundleError, StorageError):
+        opened = None
+    if opened is None or opened.checksum != parent["checksum"]:
+        logger.warning("the bundle of the parent %r is gone, so its patients cannot be compared", role)
+        return None
+    return opened
+
+
+def _require_apart(scorer: Bundle, role: str, parent: Mapping[str, Any], opened: Bundle | None) -> None:
     """Raises if a judge is that of a loss, or saw the same patients with the same seed."""
     same = scorer.checksum == parent["checksum"]
-    if not same and scorer.stage == parent["stage"]:
-        try:
-            trained = open_bundle(parent["uri"]).config
-        except (BundleError, StorageError):
-            logger.warning("the judge of the loss %r is gone, so its patients cannot be compared", role)
-            return
+    if not same and opened is not None and scorer.stage == opened.stage:
+        trained = opened.config
         folds = {scorer.config["loader"]["fold"], trained["loader"]["fold"]}
         same = scorer.config["seed"] == trained["seed"] or len(folds) == 1 or "all" in folds
     if same:
@@ -194,6 +288,7 @@ def _facts(dataset: Dataset, config: EvaluateConfig) -> dict[str, str]:
         "Data": f"{dataset.manifest.source}, split {config.split}",
         "Data fingerprint": dataset.manifest.fingerprint,
         "Seed": str(config.seed),
+        "Images compared by": f"features of the judge {config.features}",
     }
 
 

@@ -9,7 +9,9 @@ from counterray.data.dataset import DatasetManifest
 from counterray.data.study import Batch
 from counterray.evaluation.counterfactuals import Counterfactuals
 from counterray.evaluation.generator import Evaluation
+from counterray.evaluation.generator_report import generator_report
 from counterray.evaluation.metric import Metric
+from counterray.evaluation.metric_sections import metric_card, metric_table
 from counterray.evaluation.report import Missing, Report
 from counterray.evaluation.sections import (
     counterfactual_section,
@@ -17,10 +19,7 @@ from counterray.evaluation.sections import (
     dataset_section,
     findings_text,
     flatten,
-    generator_report,
     instructive_rows,
-    metric_card,
-    metric_table,
 )
 from counterray.evaluation.wording import words
 

@@ -1,0 +1,188 @@
+"""What an evaluation's numbers say, as report sections."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from counterray.evaluation.charts import Dots
+from counterray.evaluation.generator import Evaluation
+from counterray.evaluation.metric import Metric
+from counterray.evaluation.report import (
+    Block,
+    Card,
+    Cards,
+    Cell,
+    Curves,
+    DotPanel,
+    KeyValues,
+    Missing,
+    Section,
+    Table,
+    Text,
+    format_number,
+)
+from counterray.evaluation.wording import BETTER, MEANINGS, QUESTIONS, words
+
+_OF_FINDINGS = {
+    "Real images: AUROC": "real_auroc",
+    "Counterfactuals: AUROC": "effectiveness_auroc",
+    "Ratio of both": "effectiveness_ratio",
+    "Real images: F1": "real_f1",
+    "Counterfactuals: F1": "generated_f1",
+    "Diversity, of the real": "pairwise_distance_ratio",
+}
+"""Columns of the table of findings, and the metric that each shows."""
+
+
+def interval(metric: Metric, *, percent: bool = False) -> str:
+    """The 95 % interval for reading, empty where there is none."""
+    if math.isnan(metric.low):
+        return ""
+    low, high = (f"{100 * end:.1f}" if percent else format_number(end) for end in (metric.low, metric.high))
+    return f"{low} to {high}"
+
+
+def metric_card(metric: Metric, label: str = "") -> Card:
+    """A metric as a key number; shares of something are shown in percent."""
+    share = metric.unit.startswith("of ")
+    span = interval(metric, percent=share)
+    details = [metric.unit if share else "", f"95 % interval {span}" if span else "", f"{metric.n} images"]
+    details += [f"judge {metric.judge}" if metric.judge else ""]
+    value = _value(metric)
+    if share and isinstance(value, float):
+        value = f"{100 * value:.1f}"
+    return Card(
+        label=label or words(metric.name),
+        value=value,
+        detail=", ".join(part for part in details if part),
+        unit="%" if share else metric.unit,
+    )
+
+
+def metric_table(metrics: Sequence[Metric], *, caption: str = "", folded: bool = False) -> Table:
+    """Metrics with interval, number of images, judge and direction; empty columns are left out."""
+    columns: dict[str, list[Cell]] = {
+        "Metric": [words(m.name) + (f", {m.subset.replace('_', ' ')}" if m.subset else "") for m in metrics],
+        "Value": [_value(m) for m in metrics],
+        "Unit": [m.unit for m in metrics],
+        "95 % interval": [interval(m) for m in metrics],
+        "Images": [m.n for m in metrics],
+        "Better": [BETTER[m.direction] for m in metrics],
+        "Judge": [m.judge or "" for m in metrics],
+        # A missing value shows its note as the reason already.
+        "Note": ["" if math.isnan(m.value) else m.note for m in metrics],
+    }
+    kept = {name: cells for name, cells in columns.items() if any(cell != "" for cell in cells)}
+    return Table(list(kept), list(zip(*kept.values(), strict=True)), caption, folded)
+
+
+def judges_section(metrics: Mapping[str, Sequence[Metric]]) -> Section:
+    """Metrics of each judge on data it was not trained on."""
+    blocks = [metric_table(list(rows), caption=name) for name, rows in metrics.items()]
+    return Section(
+        "Judges",
+        blocks,
+        "Frozen networks that score the images. A judge used in a loss is never the judge that scores.",
+    )
+
+
+def metrics_section(evaluation: Evaluation) -> Section:
+    """All numbers by the question that they answer; those of single findings in a table, and folded."""
+    names = evaluation.counterfactuals.source.finding_names
+    details = [m for m in evaluation.metrics if _finding(m, names)]
+    rest = [m for m in evaluation.metrics if not _finding(m, names)]
+    tables: list[Block] = []
+    for question, asked in QUESTIONS.items():
+        tables.append(metric_table([m for m in rest if m.name in asked], caption=question))
+        rest = [m for m in rest if m.name not in asked]
+    reasons = [f"Not computed: {what}, because {reason}." for what, reason in evaluation.absent.items()]
+    blocks: list[Block] = [
+        *_effectiveness_chart(evaluation),
+        findings_table(evaluation),
+        *tables,
+        metric_table(rest, caption="Further metrics"),
+        Text(reasons),
+        KeyValues(list(MEANINGS.items()), caption="What these numbers mean", folded=True),
+        metric_table(details, caption=f"By finding ({len(details)} numbers)", folded=True),
+    ]
+    return Section("Metrics", blocks, "Intervals are 95 %, from resampling patients.")
+
+
+def findings_table(evaluation: Evaluation) -> Table:
+    """The findings side by side, the commonest first; without a number of any of them an empty table."""
+    made = evaluation.counterfactuals
+    found = {
+        column: {f: evaluation.find(name, f) for f in made.source.finding_names}
+        for column, name in _OF_FINDINGS.items()
+    }
+    kept = {column: each for column, each in found.items() if any(each.values())}
+    counts = ((made.donor.findings > 0.5) & made.donor.finding_mask.bool()).sum(dim=0).tolist()
+    asked = dict(zip(made.source.finding_names, counts, strict=True))
+    rows: list[list[Cell]] = [
+        [words(name), count, *(_with_interval(each[name]) for each in kept.values())]
+        for name, count in sorted(asked.items(), key=lambda pair: -pair[1])
+    ]
+    judges = sorted({m.judge for each in kept.values() for m in each.values() if m and m.judge})
+    caption = (
+        f"Finding by finding, with 95 % intervals. Higher is better, and a ratio of 1 is as good as real "
+        f"images; “–” where too few images allow a number. Judges: {', '.join(judges)}"
+    )
+    return Table(["Finding", "Images asked to show it", *kept], rows if kept else [], caption)
+
+
+def key_numbers_section(evaluation: Evaluation) -> Section:
+    """The few numbers that sum the generator up; one that could not be computed says why."""
+    wanted = (
+        ("effectiveness_auroc_macro", "", "Shows the target pathology (macro AUROC)"),
+        ("identity_top1", "", "Recognised as the same patient"),
+        ("area_deviation", "heart", "Heart area off the exact by (median)"),
+        ("ground_truth_error", "", "Error against the exact counterfactual"),
+        ("effectiveness_ratio_macro", "", "Of the AUROC that real images reach (macro)"),
+        ("near_copies", "", "Nearly a training image"),
+        ("off_target_change", "", "Change of findings not asked for"),
+        ("reconstruction_ssim", "", "Reconstruction SSIM"),
+    )
+    found = ((evaluation.find(name, subset), label) for name, subset, label in wanted)
+    return Section("Key numbers", [Cards([metric_card(m, label) for m, label in found if m is not None])])
+
+
+def _effectiveness_chart(evaluation: Evaluation) -> list[Block]:
+    names = evaluation.counterfactuals.source.finding_names
+    series = {
+        "counterfactuals": "effectiveness_auroc",
+        "real images": "real_auroc",
+        "no edit": "no_edit_auroc",
+    }
+    shown = [name for name in names if evaluation.find("effectiveness_auroc", name)]
+    if not shown:
+        return []
+    dots = [Dots(label, [_ends(evaluation.find(name, f)) for f in shown]) for label, name in series.items()]
+    panel = DotPanel(
+        "Does the counterfactual show what was asked for?",
+        [words(name) for name in shown],
+        dots,
+        "AUROC of the judge, 1 is best; dotted: chance",
+        marks=(0.5,),
+    )
+    return [Curves([panel])]
+
+
+def _ends(metric: Metric | None) -> tuple[float, float, float]:
+    return (metric.value, metric.low, metric.high) if metric else (math.nan, math.nan, math.nan)
+
+
+def _value(metric: Metric) -> Cell:
+    return Missing(metric.note) if math.isnan(metric.value) else metric.value
+
+
+def _finding(metric: Metric, names: Sequence[str]) -> bool:
+    """Whether a number is of a single finding, such as ``edema`` or ``edema, real``."""
+    return metric.subset.split(", ")[0] in names
+
+
+def _with_interval(metric: Metric | None) -> Cell:
+    if metric is None or math.isnan(metric.value):
+        return "–"
+    span = interval(metric)
+    return f"{format_number(metric.value)} ({span})" if span else format_number(metric.value)
