@@ -142,7 +142,7 @@ def counterfactual_section(
     return Section(
         "Counterfactuals",
         [
-            Text([condition.paragraph if condition else ""]),
+            *([Text([condition.paragraph])] if condition else []),
             ImageGrid(columns, grid_rows, legend=_legend("Direct effect: counterfactual − input")),
         ],
         "“Had this patient had that patient's pathology”: anatomy should stay, pathology should come over. "
