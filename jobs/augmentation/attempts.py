@@ -152,7 +152,7 @@ class AttemptMaker:
         Raises:
             EditError: If the generator does not know a finding.
         """
-        self.generator = opened(self.bundle, self.dataset, bank_studies=self.config.bank_studies)
+        self.generator = opened(self.bundle, self.dataset, self.config)
         for finding in self.config.targets:
             self.config.edit(finding).require(self.generator.finding_names)
         self.scorer = open_judge(self.judge)

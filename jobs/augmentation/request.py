@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -26,6 +26,8 @@ class AugmentConfig(Config):
     """Finding to the prevalence that it should have in the training split, ``{finding.edema: 0.05}``."""
     severity: Severity = ""
     """How marked the findings should be."""
+    generator: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the generator itself, such as ``{optimise: {iterations: 40}}`` for rare findings."""
     train: Literal["real_and_synthetic", "synthetic"] = "real_and_synthetic"
     """What the new training split holds; validation and test stay as they are."""
     threshold: float = Field(default=0.5, gt=0, lt=1)

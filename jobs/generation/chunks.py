@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -84,7 +84,7 @@ class ChunkWriter:
             EditError: If it does not know a finding that is asked for.
             GenerationError: If the bundle is no generator, or of images of another size.
         """
-        self.generator = opened(self.bundle, self.dataset, bank_studies=self.config.bank_studies)
+        self.generator = opened(self.bundle, self.dataset, self.config)
         self.config.edit().require(self.generator.finding_names)
         return self
 
@@ -166,14 +166,29 @@ class ChunkWriter:
         )
 
 
-def opened(bundle: Bundle, dataset: Dataset, *, bank_studies: int) -> Generator:
+class GeneratorSettings(Protocol):
+    """The settings of a job that concern its generator."""
+
+    @property
+    def bank_studies(self) -> int:
+        """Training studies that it may read."""
+
+    @property
+    def generator(self) -> dict[str, Any]:
+        """Settings of its stage."""
+
+
+def opened(bundle: Bundle, dataset: Dataset, config: GeneratorSettings) -> Generator:
     """The generator of a bundle, for images of a dataset.
 
     Raises:
-        GenerationError: If the bundle is no generator, or of images of another size.
+        GenerationError: If the bundle is no generator, its settings are refused, or its images are of another
+            size.
     """
     try:
-        generator = open_generator(bundle, TrainingBatches(dataset, bank_studies))
+        generator = open_generator(
+            bundle, TrainingBatches(dataset, config.bank_studies), settings=config.generator
+        )
     except ValueError as error:
         raise GenerationError(str(error)) from error
     if generator.image_size != dataset.manifest.image_size:

@@ -136,8 +136,9 @@ def _sheet(
     request: Request,
 ) -> str:
     shown = made.slice(0, config.contact_sheet)
+    asked = describe(config.edit(), config)
     facts = {
-        "Asked for": describe(config.edit(), config),
+        "Asked for": asked,
         "Generator": f"{bundle.stage} {bundle.checksum}",
         "Data": f"{dataset.manifest.source}, split {config.split}",
         "Data fingerprint": dataset.manifest.fingerprint,
@@ -147,7 +148,7 @@ def _sheet(
     return contact_sheet(
         _tiles(shown, chunks, dataset, target) if len(shown) else [],
         title="Counterfactuals",
-        lead=f"{len(made)} synthetic images; the first {len(shown)} are shown.",
+        lead=f"{len(made)} synthetic images, asked for: {asked}. The first {len(shown)} are shown.",
         facts=facts,
         footer=f"Made by counterray {__version__}.",
     )
@@ -164,7 +165,7 @@ def _tiles(shown: pa.Table, chunks: list[Chunk], dataset: Dataset, target: Locat
         donor = read_batch(dataset, pa.concat_tables([chunk.donors for chunk in needed]).filter(keep))
     return [
         Tile(
-            caption=f"No. {row['number'] + 1}: {findings_text(before, place)}",
+            caption=f"No. {row['number'] + 1}, input: {findings_text(before, place)}",
             before=before.image[place],
             after=_read_image(target / row["file"]),
             donor=None if donor is None else donor.image[place],

@@ -67,6 +67,8 @@ class GenerateConfig(Config):
     """What the images should show, in words."""
     donor: str = ""
     """Image whose pathology every study takes, or ``shuffled`` for that of another study each."""
+    generator: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the generator itself, where its stage has some, such as ``{sampler: {steps: 20}}``."""
     samples: int = Field(default=1, ge=1)
     """Counterfactuals of each study, with a seed each."""
     seed: int = Field(default=0, ge=0)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pydicom
 import pytest
@@ -30,6 +31,7 @@ from jobs.generation.request import GenerateConfig, GenerationError
 from tests.cluster.bundles import bundle_of
 from tests.conftest import ROOT
 from tests.small_gsvae import NETWORK
+from tests.small_pathology_ldm import ldm_bundle, parent_bundles
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
 
@@ -145,6 +147,23 @@ def test_provenance_says_what_each_file_is_and_a_damaged_one_is_made_again(
     assert len(untouched) == 20 - len(list(broken.parent.glob("*.dcm")))
     with pytest.raises(GenerationError, match=r"config\.seed was 0 and is 7"):
         generate(config(donor="shuffled", studies=20, chunk_images=8, format="dicom", seed=7), **places)
+
+
+def test_images_from_text_alone_do_not_depend_on_the_chunks(phantom_dataset: Dataset, tmp_path: Path) -> None:
+    ldm = ldm_bundle(tmp_path / "ldm", parent_bundles(tmp_path)).location.uri
+    places = {"model": ldm, "data": phantom_dataset.location.uri}
+    asked = {"prompt": "Severe cardiomegaly.", "drawn": 6, "split": "train", "samples": 2}
+    asked |= {"generator": {"sampler": {"steps": 2}}}
+    grey = []
+    for size in (5, 64):
+        out = tmp_path / str(size)
+        made = generate(config(**asked, chunk_images=size), **places, out=str(out))
+        assert made["images"] == 12
+        grey.append([np.asarray(Image.open(io.BytesIO(data))).astype(int) for data in contents(out).values()])
+    assert max(np.abs(ours - theirs).max() for ours, theirs in zip(*grey, strict=True)) <= 1
+    studies = {row["image_id"] for row in rows(tmp_path / "5")}
+    assert len(studies) == 6
+    assert (grey[0][0] != grey[0][1]).any(), "two samples of one study differ"
 
 
 def test_what_cannot_be_edited_is_listed_and_the_rest_is_made(

@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from counterray.bundle import Bundle, write_bundle
+from counterray.config import ConfigError
 from counterray.data.dataset import DatasetInfo, DatasetManifest
 from counterray.data.phantom.scm import VOCABULARY
 from counterray.data.phantom.studies import make_batch
 from counterray.evaluation.generator import shuffled_donors
 from counterray.evaluation.judge import demographic_judges, judge_metrics, open_judge
-from counterray.evaluation.opening import exact_counterfactuals, gather, open_editor
+from counterray.evaluation.opening import exact_counterfactuals, gather, open_editor, open_generator
 from counterray.models.gsvae.stages import GSVAEConfig, GSVAEStage
+from counterray.models.pathology_ldm.generator import PathologyLDMGenerator
 from counterray.models.predictors.classifier import ClassifierConfig, ClassifierStage
 from counterray.models.predictors.demographic import DemographicConfig, DemographicStage
 from counterray.models.predictors.identity import IdentityEncoderConfig, IdentityEncoderStage
@@ -20,6 +22,7 @@ from counterray.models.predictors.regressor import RegressorConfig, RegressorSta
 from counterray.models.predictors.segmentor import SegmentorConfig, SegmentorStage
 from counterray.storage import resolve
 from counterray.training.stage import Stage
+from tests.small_pathology_ldm import ldm_bundle, parent_bundles
 
 BATCH = make_batch(12, 32, seed=4)
 INFO = DatasetInfo(
@@ -113,6 +116,20 @@ def test_a_gsvae_bundle_edits_with_the_donors_pathology(tmp_path: Path) -> None:
     # Its own image as donor is the reconstruction.
     own = edit(source.image, source, source.select(torch.arange(4)))
     assert torch.allclose(own, edit(source.image, source, source), atol=1e-6)
+
+
+def test_settings_reach_the_generator_that_has_some_and_are_refused_elsewhere(tmp_path: Path) -> None:
+    ldm = ldm_bundle(tmp_path / "ldm", parent_bundles(tmp_path))
+    settings = {"sampler": {"steps": 3}, "abduction": "inverted"}
+    made = open_generator(ldm, settings=settings)
+    assert isinstance(made, PathologyLDMGenerator)
+    assert made.config.abduction == "inverted"
+    assert made.config.sampler is not None
+    assert made.config.sampler.steps == 3
+    with pytest.raises(ConfigError, match=r"Unknown setting 'sampler\.step'"):
+        open_generator(ldm, settings={"sampler": {"step": 3}})
+    with pytest.raises(ConfigError, match="gsvae generator has no settings; leave out sampler"):
+        open_generator(gsvae(tmp_path / "gsvae"), settings=settings)
 
 
 def test_the_phantoms_exact_counterfactuals() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from counterray.bundle import Bundle
+from counterray.config import ConfigError, validate
 from counterray.data.dataset import DatasetManifest
 from counterray.data.phantom.render import exact_scm
 from counterray.data.phantom.scm import VOCABULARY, swap_pathology
@@ -21,7 +23,7 @@ from counterray.models.gsvae.generator import GSVAEGenerator
 from counterray.models.gsvae.mechanism import GSVAEMechanism
 from counterray.models.gsvae.stages import GSVAEConfig
 from counterray.models.gsvae.stages import load as load_gsvae
-from counterray.models.pathology_ldm.generator import PathologyLDMGenerator, text_editor
+from counterray.models.pathology_ldm.generator import GenerationConfig, PathologyLDMGenerator, text_editor
 from counterray.models.pathology_ldm.prompts import PromptSource
 from counterray.models.pathology_ldm.stages import load as load_pathology_ldm
 
@@ -32,12 +34,12 @@ class _Opener:
 
     Attributes:
         editor: Bundle, source of the donor's words and seed of the noise to an editor.
-        generator: Bundle and batches of the training split to a generator.
+        generator: Bundle, batches of the training split and plain settings to a generator.
         reads_words: Whether the editor reads the donor's words; else it reads the donor's image.
     """
 
     editor: Callable[[Bundle, PromptSource, int], Editor]
-    generator: Callable[[Bundle, Iterable[Batch]], Generator]
+    generator: Callable[[Bundle, Iterable[Batch], Mapping[str, Any]], Generator]
     reads_words: bool
 
 
@@ -56,9 +58,21 @@ def _pathology_ldm_editor(bundle: Bundle, prompts: PromptSource, seed: int) -> E
     return text_editor(load_pathology_ldm(bundle), source=prompts, seed=seed)
 
 
+def _gsvae_generator(bundle: Bundle, training: Iterable[Batch], settings: Mapping[str, Any]) -> Generator:
+    if settings:
+        raise ConfigError(f"A gsvae generator has no settings; leave out {', '.join(settings)}.")
+    return GSVAEGenerator(bundle, training)
+
+
+def _pathology_ldm_generator(
+    bundle: Bundle, training: Iterable[Batch], settings: Mapping[str, Any]
+) -> Generator:
+    return PathologyLDMGenerator(bundle, training, validate(GenerationConfig, settings))
+
+
 _OPENERS: Mapping[str, _Opener] = {
-    "gsvae": _Opener(_gsvae_editor, GSVAEGenerator, reads_words=False),
-    "pathology_ldm": _Opener(_pathology_ldm_editor, PathologyLDMGenerator, reads_words=True),
+    "gsvae": _Opener(_gsvae_editor, _gsvae_generator, reads_words=False),
+    "pathology_ldm": _Opener(_pathology_ldm_editor, _pathology_ldm_generator, reads_words=True),
 }
 
 
@@ -85,17 +99,21 @@ def reads_words(bundle: Bundle) -> bool:
     return _opener(bundle).reads_words
 
 
-def open_generator(bundle: Bundle, training: Iterable[Batch] = ()) -> Generator:
+def open_generator(
+    bundle: Bundle, training: Iterable[Batch] = (), settings: Mapping[str, Any] | None = None
+) -> Generator:
     """The generator of a bundle.
 
     Args:
         bundle: Of a stage that edits given images.
         training: Batches of the training split, read only by generators that take pathology from there.
+        settings: How it generates, plain values of the stage's own configuration.
 
     Raises:
+        ConfigError: If a setting is unknown or refused.
         ValueError: If the bundle is no generator that edits a given image.
     """
-    return _opener(bundle).generator(bundle, training)
+    return _opener(bundle).generator(bundle, training, settings or {})
 
 
 def _opener(bundle: Bundle) -> _Opener:
