@@ -116,7 +116,7 @@ def run_pipeline(path: Path, config: PipelineConfig, *, root: str | None, out: s
         refined = refine(config.refine, data=data, out=f"{place}/refined")
         data = refined["dataset"]
         logger.info("reports: %d refined after %.0f s", refined["refined"], time.monotonic() - started)
-    bundles = _train_all(config, prepared, place, data)
+    bundles = run_steps(config.stages, prepared, place=place, data=data, parallel=config.parallel)
     logger.info("trained %d stages after %.0f s", len(bundles), time.monotonic() - started)
     result = evaluate(
         config.evaluate,
@@ -135,17 +135,33 @@ def prepare(path: Path, stage: StageRun) -> dict[str, Any]:
     return settings.model_dump(mode="json")
 
 
-def _train_all(
-    config: PipelineConfig, prepared: Mapping[str, dict[str, Any]], place: str, data: str
+def run_steps(
+    stages: Mapping[str, StageRun | EncodeRun],
+    prepared: Mapping[str, dict[str, Any]],
+    *,
+    place: str,
+    data: str,
+    parallel: int,
 ) -> dict[str, str]:
-    """Runs every step once what it needs is there, ``config.parallel`` at a time; name to its result."""
+    """Runs every step once what it needs is there; what is done already is not done again.
+
+    Args:
+        stages: Name of each training or encoding, which is its folder below ``place``, to the step.
+        prepared: Name of each training to its settings, see `prepare`.
+        place: Folder or ``s3://`` URI.
+        data: Dataset that stands for `DATA`.
+        parallel: Steps at a time.
+
+    Returns:
+        Name of each step to its bundle or dataset.
+    """
     done: dict[str, str] = {}
-    waiting = dict(config.stages)
+    waiting = dict(stages)
     running: dict[Any, str] = {}
     with progress_board() as board:
         while waiting or running:
             for name, stage in list(waiting.items()):
-                if len(running) < config.parallel and stage.needs <= set(done):
+                if len(running) < parallel and stage.needs <= set(done):
                     out = f"{place}/{name}"
                     if isinstance(stage, EncodeRun):
                         reference = _encode.remote(
