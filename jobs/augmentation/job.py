@@ -77,8 +77,8 @@ def augment(
     request = augment_request(bundle, dataset, config, {"judge": scorer, "near_judge": comparer})
     target = resolve(out)
     check_folder(target, request)
-    claim(target, request)
     with RunLock(target, work="augmentation"):
+        claim(target, request)
         maker = AttemptMaker(
             bundle, scorer, comparer, dataset, target, config, request.checksum, code_version()
         )

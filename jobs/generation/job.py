@@ -67,8 +67,8 @@ def generate(config: GenerateConfig, *, model: str, data: str, out: str) -> Mapp
     request, target = make_request("generate", bundle, dataset, config), resolve(out)
     check_folder(target, request)
     chunks = plan(dataset, config)
-    claim(target, request)
     with RunLock(target, work="generation"):
+        claim(target, request)
         remove_leftovers(target / "images")
         done = finished(target, chunks)
         missing = [chunk for chunk in chunks if chunk.name not in done]

@@ -17,6 +17,7 @@ from counterray.data.dataset import Dataset
 from counterray.data.sources.base import is_file
 from counterray.models.generator import Edit, Severity
 from counterray.storage import Location
+from counterray.training.run_folder import LOCK_FILE
 
 FORMAT = 1
 """Version of the folder's layout."""
@@ -162,7 +163,7 @@ def check_folder(target: Location, request: Request) -> None:
         raise GenerationError(f"--out {target.uri} is a file; give an empty or a new folder.")
     place = target / REQUEST_FILE
     if not place.exists():
-        if target.files():
+        if set(target.files()) - {LOCK_FILE}:
             raise GenerationError(
                 f"--out {target.uri} holds files, but none of a python -m jobs {request.job}. Give an empty "
                 "or a new folder."
@@ -182,7 +183,12 @@ def check_folder(target: Location, request: Request) -> None:
 
 
 def claim(target: Location, request: Request) -> None:
-    """Writes the request into its folder, where it is not there yet."""
+    """Writes the request into its folder, where it is not there yet; under the folder's lock.
+
+    Raises:
+        GenerationError: If another request was quicker.
+    """
+    check_folder(target, request)
     place = target / REQUEST_FILE
     if not place.exists():
         place.write_json({"job": request.job, **request.content, "checksum": request.checksum})

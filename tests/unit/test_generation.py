@@ -21,6 +21,7 @@ from counterray.storage import resolve
 from jobs.generate import interventions
 from jobs.generation.chunks import TrainingBatches, describe, encode_png, seeds_of
 from jobs.generation.editing import edit_rows, to_grey
+from jobs.generation.job import remove_leftovers
 from jobs.generation.request import GenerateConfig, GenerationError, Request, check_folder, claim
 from jobs.generation.selection import list_studies, plan, read_batch, rotation
 from tests.small_gsvae import make_batch
@@ -283,3 +284,22 @@ def test_a_folder_with_other_things_is_refused(tmp_path):
     (tmp_path / "out" / "notes.txt").write_text("mine")
     with pytest.raises(GenerationError, match="holds files, but none of a python -m jobs generate"):
         check_folder(resolve(tmp_path / "out"), request())
+
+
+def test_of_two_that_came_at_once_one_gets_the_folder(tmp_path):
+    target = resolve(tmp_path / "out")
+    for each in (request(), request(seed=1)):
+        check_folder(target, each)
+    (target / "run.lock").write_json({})
+    claim(target, request())
+    with pytest.raises(GenerationError, match=r"config\.seed was 0 and is 1"):
+        claim(target, request(seed=1))
+
+
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
+    for name in ("00000", f".00001.{'0' * 32}.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0000000.png").write_bytes(b"")
+    remove_leftovers(resolve(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["00000"]
+    remove_leftovers(resolve(tmp_path / "absent"))

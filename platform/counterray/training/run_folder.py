@@ -13,6 +13,7 @@ from typing import Any
 
 from counterray.storage import Location, StorageError
 
+LOCK_FILE = "run.lock"
 HEARTBEAT_SECONDS = 10.0
 SETTLE_SECONDS = 0.5
 STALE_SECONDS = 60.0
@@ -42,7 +43,7 @@ class RunLock:
 
     def __init__(self, out: Location, *, work: str = "training") -> None:
         self.work = work
-        self.place = out / "run.lock"
+        self.place = out / LOCK_FILE
         self.out = out
         self.token = uuid.uuid4().hex
         self.done = threading.Event()
