@@ -19,6 +19,8 @@ from counterray.reports.rules import RulesConfig, RulesRefiner
 from counterray.storage import resolve
 from tests.llm_server import KEY, MODEL, LlmServer, Reply, by_rules, conforms, serving
 
+pytest.importorskip("openai", reason="the llm refiner is an extra")
+
 REPORTS = [
     "INDICATION: Patient of Dr. Who.\nFINDINGS: Moderate left pleural effusion. No pneumothorax.",
     "Possible pneumonia in the right lower lobe.",

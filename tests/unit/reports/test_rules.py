@@ -114,6 +114,7 @@ def test_a_cue_behind_denies_the_nearest_finding_and_its_list_only():
         ("Right PICC line in place.", "Right support device."),
         ("Pericardial effusion.", NO_FINDING_PROMPT),
         ("Thoracic scoliosis.", NO_FINDING_PROMPT),
+        ("Chronic obstructive pulmonary disease.", NO_FINDING_PROMPT),
         ("", NO_FINDING_PROMPT),
     ],
 )

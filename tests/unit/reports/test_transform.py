@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 
 import pyarrow as pa
 import pytest
@@ -14,6 +15,8 @@ from counterray.reports.refine import RefineError
 from counterray.reports.transform import RefineConfig, RefineTransform, fallbacks
 from counterray.storage import resolve
 from tests.llm_server import KEY, MODEL, Reply, by_rules, serving
+
+needs_openai = pytest.mark.skipif(find_spec("openai") is None, reason="the llm refiner is an extra")
 
 ROWS = {
     "patient_id": ["a", "a", "b", "c", "d"],
@@ -50,6 +53,7 @@ def test_a_column_that_is_there_is_replaced_at_its_place(tmp_path):
     assert refined["refined_report"].null_count == 2
 
 
+@needs_openai
 def test_too_many_fallbacks_end_the_work_and_the_limit_may_be_raised(tmp_path, monkeypatch):
     monkeypatch.setenv(llm.API_KEY, KEY)
     texts = [f"Edema on film {number}." for number in range(40)]
