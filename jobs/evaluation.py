@@ -115,8 +115,8 @@ def _generator_report(
         donor,
         judges=_judges(scorers, config),
         exact=exact_counterfactuals(dataset.manifest),
-        training=_others(dataset, "train", config.training_studies),
-        validation=_others(dataset, "validation", config.studies),
+        training=_others(dataset, "train", config.training_studies, config),
+        validation=_others(dataset, "validation", config.studies, config),
         prevalence=_prevalence(dataset),
         cycles=config.cycles,
         minimum_positives=config.minimum_positives,
@@ -205,9 +205,9 @@ def _scored(dataset: Dataset, config: EvaluateConfig) -> Batch:
     return _studies(dataset, config.split, config.studies, masks=dataset.manifest.mask_names, reports=True)
 
 
-def _others(dataset: Dataset, split: str, limit: int) -> Batch | None:
-    """Studies to compare with; ``None`` where the split is empty."""
-    return _studies(dataset, split, limit) if dataset.rows(split) else None
+def _others(dataset: Dataset, split: str, limit: int, config: EvaluateConfig) -> Batch | None:
+    """Studies to compare with; ``None`` where the split is empty, or is the one that is scored."""
+    return _studies(dataset, split, limit) if dataset.rows(split) and split != config.split else None
 
 
 def _prevalence(dataset: Dataset) -> dict[str, float] | None:

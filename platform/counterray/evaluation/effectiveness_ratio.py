@@ -92,7 +92,7 @@ def effectiveness_ratio(
             n=sizes[0],
             judge=judge,
             direction="higher",
-            unit="of the AUROC on real images",
+            unit="of the real AUROC",
             note=notes[k],
         )
         for k, subset in enumerate([*groups, *names])

@@ -16,7 +16,7 @@ from counterray.evaluation.features import LayerJudge
 from counterray.evaluation.ground_truth import ground_truth_metrics
 from counterray.evaluation.image_sets import (
     Measured,
-    distance_metrics,
+    feature_metrics,
     naturalness_metrics,
     perceptual_metrics,
 )
@@ -137,7 +137,8 @@ def evaluate_counterfactuals(
         judges: Networks that score, none of them seen by the generator's losses.
         exact: Gives the exact counterfactuals, for data whose causal model is known.
         training: Training images, for memorisation and the baseline "nearest image with the target findings".
-        validation: Real images of other patients, on which thresholds are chosen.
+        validation: Real images of other patients: thresholds are chosen on them, and sets of images compared
+            with them.
         prevalence: Share of positives of each finding in the training data, for the effectiveness ratio.
         cycles: Numbers of repetitions for composition and reversibility.
         law_images: Number of images, the first ones, for composition and reversibility: k cycles of both take
@@ -186,9 +187,10 @@ def evaluate_counterfactuals(
         )
     else:
         measured.add(
-            distance_metrics(
+            feature_metrics(
                 made,
                 judges.features,
+                reference=validation,
                 training=training,
                 minimum_positives=minimum_positives,
                 batch_size=batch_size,

@@ -47,10 +47,11 @@ class Measured:
         self.absent |= other.absent
 
 
-def distance_metrics(
+def feature_metrics(
     made: Counterfactuals,
     judge: Judge,
     *,
+    reference: Batch | None = None,
     training: Batch | None = None,
     minimum_positives: int = MINIMUM_POSITIVES,
     batch_size: int = 64,
@@ -58,12 +59,12 @@ def distance_metrics(
 ) -> Measured:
     """All that compares sets of images by a judge's features.
 
-    The counterfactuals are compared with the sources: held-out real images whose findings, taken together,
-    are those that were asked for, since donors are the same images in another order.
-
     Args:
         made: What is evaluated.
         judge: Features ``[B, D]``, see `feature_judge`.
+        reference: Real images that the generator was not trained on, of other patients than the sources: a
+            counterfactual lies near its own source, so distances to the sources would flatter an editor that
+            changes little, and the known bias of small samples would not hold.
         training: What the generator was trained on, for memorisation.
         minimum_positives: Images, generated and real, that a finding needs for its diversity.
         batch_size: Images at a time.
@@ -72,23 +73,19 @@ def distance_metrics(
     Returns:
         Fréchet and kernel distance; precision, recall, density, coverage; diversity by finding; memorisation.
     """
+
+    def features(batch: Batch) -> Tensor:
+        return extract_features(judge, batch.image, batch_size=batch_size)
+
     ours = extract_features(judge, made.image, batch_size=batch_size)
-    theirs = extract_features(judge, made.source.image, batch_size=batch_size)
-    who = patients(made.source)
-    measured = Measured(
-        [
-            *frechet_metrics(ours, theirs, patients=who, real_patients=who, judge=judge.label, seed=seed),
-            kernel_metric(ours, theirs, patients=who, real_patients=who, judge=judge.label, seed=seed),
-        ]
-    )
-    if len(made) > NEIGHBOURS:
-        measured.metrics += precision_recall_metrics(
-            ours, theirs, patients=who, real_patients=who, judge=judge.label, seed=seed
+    theirs = features(made.source)
+    measured = Measured()
+    if reference is None:
+        measured.absent["distances between sets of images, precision, recall"] = (
+            "there are no validation images, which would be real ones of other patients"
         )
     else:
-        measured.absent["precision, recall, density, coverage"] = (
-            f"they need more than {NEIGHBOURS} images, and there are {len(made)}"
-        )
+        measured.add(_distances(made, ours, reference, features(reference), judge.label, seed=seed))
     measured.add(_diversity(made, ours, theirs, judge.label, minimum_positives=minimum_positives, seed=seed))
     if training is None:
         measured.absent["memorisation"] = "no training images were given"
@@ -99,13 +96,41 @@ def distance_metrics(
     else:
         measured.metrics += memorisation_metrics(
             ours,
-            extract_features(judge, training.image, batch_size=batch_size),
+            features(training),
             theirs,
-            patients=who,
-            held_out_patients=who,
+            patients=patients(made.source),
+            held_out_patients=patients(made.source),
             training_patients=patients(training),
             judge=judge.label,
             seed=seed,
+        )
+    return measured
+
+
+def _distances(
+    made: Counterfactuals, ours: Tensor, reference: Batch, real: Tensor, judge: str, *, seed: int
+) -> Measured:
+    who, others = patients(made.source), patients(reference)
+    shared = len(set(who) & set(others))
+    if shared:
+        raise ValueError(
+            f"{shared} patients are both edited and reference images, but distances need real "
+            "images of other patients; score another split."
+        )
+    measured = Measured(
+        [
+            *frechet_metrics(ours, real, patients=who, real_patients=others, judge=judge, seed=seed),
+            kernel_metric(ours, real, patients=who, real_patients=others, judge=judge, seed=seed),
+        ]
+    )
+    fewest = min(len(ours), len(real))
+    if fewest > NEIGHBOURS:
+        measured.metrics += precision_recall_metrics(
+            ours, real, patients=who, real_patients=others, judge=judge, seed=seed
+        )
+    else:
+        measured.absent["precision, recall, density, coverage"] = (
+            f"they need more than {NEIGHBOURS} images of each kind, and of one there are {fewest}"
         )
     return measured
 

@@ -25,12 +25,12 @@ from counterray.evaluation.report import (
 from counterray.evaluation.wording import BETTER, MEANINGS, QUESTIONS, words
 
 _OF_FINDINGS = {
-    "Real images: AUROC": "real_auroc",
-    "Counterfactuals: AUROC": "effectiveness_auroc",
-    "Ratio of both": "effectiveness_ratio",
-    "Real images: F1": "real_f1",
-    "Counterfactuals: F1": "generated_f1",
-    "Diversity, of the real": "pairwise_distance_ratio",
+    "AUROC, real": "real_auroc",
+    "AUROC, made": "effectiveness_auroc",
+    "Ratio": "effectiveness_ratio",
+    "F1, real": "real_f1",
+    "F1, made": "generated_f1",
+    "Diversity": "pairwise_distance_ratio",
 }
 """Columns of the table of findings, and the metric that each shows."""
 
@@ -99,7 +99,7 @@ def metrics_section(evaluation: Evaluation) -> Section:
     reasons = [f"Not computed: {what}, because {reason}." for what, reason in evaluation.absent.items()]
     blocks: list[Block] = [
         *_effectiveness_chart(evaluation),
-        findings_table(evaluation),
+        *_findings_table(evaluation),
         *tables,
         metric_table(rest, caption="Further metrics"),
         Text(reasons),
@@ -109,14 +109,16 @@ def metrics_section(evaluation: Evaluation) -> Section:
     return Section("Metrics", blocks, "Intervals are 95 %, from resampling patients.")
 
 
-def findings_table(evaluation: Evaluation) -> Table:
-    """The findings side by side, the commonest first; without a number of any of them an empty table."""
+def _findings_table(evaluation: Evaluation) -> list[Block]:
+    """The findings side by side, the commonest first; nothing where there is no number of any of them."""
     made = evaluation.counterfactuals
     found = {
         column: {f: evaluation.find(name, f) for f in made.source.finding_names}
         for column, name in _OF_FINDINGS.items()
     }
     kept = {column: each for column, each in found.items() if any(each.values())}
+    if not kept:
+        return []
     counts = ((made.donor.findings > 0.5) & made.donor.finding_mask.bool()).sum(dim=0).tolist()
     asked = dict(zip(made.source.finding_names, counts, strict=True))
     rows: list[list[Cell]] = [
@@ -124,11 +126,13 @@ def findings_table(evaluation: Evaluation) -> Table:
         for name, count in sorted(asked.items(), key=lambda pair: -pair[1])
     ]
     judges = sorted({m.judge for each in kept.values() for m in each.values() if m and m.judge})
-    caption = (
-        f"Finding by finding, with 95 % intervals. Higher is better, and a ratio of 1 is as good as real "
-        f"images; “–” where too few images allow a number. Judges: {', '.join(judges)}"
+    about = (
+        "By finding, what the judge reads from real images and from those made, with 95 % intervals; higher "
+        "is better. The ratio of both AUROCs and the diversity are compared with real images, which have 1. "
+        "“Images” is how many were asked to show the finding: with few of them a number says little, and “–” "
+        f"stands where they allow none. Judged by {' and '.join(judges)}."
     )
-    return Table(["Finding", "Images asked to show it", *kept], rows if kept else [], caption)
+    return [Text([about]), Table(["Finding", "Images", *kept], rows, "Finding by finding")]
 
 
 def key_numbers_section(evaluation: Evaluation) -> Section:
@@ -138,7 +142,7 @@ def key_numbers_section(evaluation: Evaluation) -> Section:
         ("identity_top1", "", "Recognised as the same patient"),
         ("area_deviation", "heart", "Heart area off the exact by (median)"),
         ("ground_truth_error", "", "Error against the exact counterfactual"),
-        ("effectiveness_ratio_macro", "", "Of the AUROC that real images reach (macro)"),
+        ("effectiveness_ratio_macro", "", "AUROC, compared with real images (macro)"),
         ("near_copies", "", "Nearly a training image"),
         ("off_target_change", "", "Change of findings not asked for"),
         ("reconstruction_ssim", "", "Reconstruction SSIM"),
@@ -184,5 +188,5 @@ def _finding(metric: Metric, names: Sequence[str]) -> bool:
 def _with_interval(metric: Metric | None) -> Cell:
     if metric is None or math.isnan(metric.value):
         return "–"
-    span = interval(metric)
-    return f"{format_number(metric.value)} ({span})" if span else format_number(metric.value)
+    value = f"{metric.value:.2f}"
+    return value if math.isnan(metric.low) else f"{value} ({metric.low:.2f}–{metric.high:.2f})"

@@ -97,10 +97,10 @@ MEANINGS = {
     "changes visibly.",
     "Perceptual distance": "How differently the judge's inner layers answer to two images; 0 is equal. It is "
     "not LPIPS, whose network has seen photographs.",
-    "Fréchet distance": "Distance between the counterfactuals and unseen real images as a whole, as normal "
-    "distributions of the judge's features; 0 is best. FID is this with another network, and not comparable. "
-    "Few images make it too large; “extrapolated” is corrected for that. The real images are those that were "
-    "edited, so a generator that changes little does well here: read it beside effectiveness.",
+    "Fréchet distance": "Distance between the counterfactuals and real images of other patients (of the "
+    "validation split) as a whole, as normal distributions of the judge's features; 0 is best. FID is this "
+    "with another network, and not comparable. Few images make it too large; “extrapolated” is corrected for "
+    "that. A generator that changes nothing does well here: read it beside effectiveness.",
     "Kernel distance": "Another distance of this kind, right on average for any number of images; about 0, "
     "and at times below, where nothing tells the images from real ones.",
     "Precision, density": "Share of counterfactuals that lie where real images lie, and how densely: "

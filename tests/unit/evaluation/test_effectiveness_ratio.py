@@ -94,7 +94,7 @@ def test_several_edits_of_a_patient() -> None:
     metric = measure(edits, asked, scores, real)["effectiveness_ratio[edema]"]
     assert metric.n == 300
     assert metric.low < metric.value < metric.high
-    assert (metric.direction, metric.judge, metric.unit) == ("higher", "j", "of the AUROC on real images")
+    assert (metric.direction, metric.judge, metric.unit) == ("higher", "j", "of the real AUROC")
 
 
 def test_labels_that_are_not_known_do_not_count() -> None:
