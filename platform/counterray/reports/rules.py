@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 from counterray.config import Config
@@ -37,24 +38,28 @@ class RulesRefiner:
 
     def __init__(self) -> None:
         self.tally: Counter[str] = Counter()
-        self._lexicon = lexicon()
 
     def refine(self, texts: Sequence[str]) -> list[Refined]:
         """Reads report texts, in order."""
-        return [self._read(text) for text in texts]
+        return [_read(text) for text in texts]
 
-    def _read(self, text: str) -> Refined:
-        said = list(sentences(describing(text)))
-        mentions = [mention for sentence in said for mention in mentions_in(sentence, self._lexicon)]
-        if said and not any(self._is_abnormal(sentence) for sentence in said):
-            mentions.append(Mention(finding="no_finding"))
-        return normalise(mentions)
 
-    def _is_abnormal(self, sentence: str) -> bool:
-        """Whether a sentence affirms something outside of the vocabulary."""
-        cues = self._lexicon.cues.find(sentence)
-        found = self._lexicon.abnormal.find(sentence)
-        return any(_status(span, found, cues, sentence) in ("affirmed", "uncertain") for span in found)
+def _read(text: str) -> Refined:
+    said = [_understood(sentence) for sentence in sentences(describing(text))]
+    mentions = [mention for found, _ in said for mention in found]
+    if said and not any(is_abnormal for _, is_abnormal in said):
+        mentions.append(Mention(finding="no_finding"))
+    return normalise(mentions)
+
+
+@lru_cache(maxsize=1 << 14)  # More than half of the sentences of real reports are repetitions.
+def _understood(sentence: str) -> tuple[tuple[Mention, ...], bool]:
+    """A sentence's mentions, and whether it affirms something abnormal outside of the vocabulary."""
+    words = lexicon()
+    cues = words.cues.find(sentence)
+    found = words.abnormal.find(sentence)
+    is_abnormal = any(_status(span, found, cues, sentence) in ("affirmed", "uncertain") for span in found)
+    return tuple(mentions_in(sentence, words)), is_abnormal
 
 
 def mentions_in(sentence: str, words: Lexicon) -> list[Mention]:
