@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,13 +13,16 @@ from torch import Tensor
 from counterray.causal.mechanism import Values
 from counterray.data.study import Batch
 from counterray.evaluation.counterfactuals import editor, swap_editor
+from counterray.evaluation.features import LayerJudge
 from counterray.evaluation.generator import (
     Judges,
     evaluate_counterfactuals,
     make_counterfactuals,
     shuffled_donors,
 )
-from counterray.evaluation.metric import Judge
+from counterray.evaluation.metric import Judge, as_json
+from counterray.evaluation.metric_sections import metrics_section
+from counterray.evaluation.wording import QUESTIONS
 
 SIZE = 16
 NAMES = ("edema", "cardiomegaly")
@@ -49,6 +53,12 @@ def world(count: int = 60, seed: int = 0) -> Batch:
         measurements={"anatomy": anatomy.double()},
         patient_ids=tuple(f"p{row}" for row in range(count)),
     )
+
+
+def others(who: str, seed: int) -> Batch:
+    """Images of other patients."""
+    drawn = world(seed=seed)
+    return replace(drawn, patient_ids=tuple(f"{who}{name}" for name in drawn.patient_ids))
 
 
 def exact(source: Batch, donor: Batch) -> Tensor:
@@ -126,7 +136,7 @@ def test_doing_nothing_keeps_the_patient_and_misses_the_target() -> None:
 
 
 def test_the_retrieval_baseline_appears_with_training_images() -> None:
-    found = values(perfect, training=world(seed=5))
+    found = values(perfect, training=others("t", 5))
     assert found["ground_truth_error[nearest training image]"] > 0.0
 
 
@@ -161,6 +171,38 @@ def test_every_judged_number_names_its_judge() -> None:
     assert named["identity_rank"] == "identity:cc"
     assert named["ground_truth_error"] is None
     assert all(metric.low <= metric.value <= metric.high for metric in evaluation.metrics)
+
+
+def test_every_number_has_its_place_and_its_own_name() -> None:
+    source = world()
+    flat = Judge(name="features", checksum="dd", predict=lambda image: image[:, 0, ::5, ::5].flatten(1))
+    layers = LayerJudge(name="layers", checksum="ee", layers=lambda image: [image])
+    evaluation = evaluate_counterfactuals(
+        perfect,
+        source,
+        shuffled_donors(source),
+        judges=replace(JUDGES, features=flat, layers=layers),
+        exact=exact,
+        training=others("t", 5),
+        validation=others("v", 6),
+        prevalence={"edema": 0.4, "cardiomegaly": 0.04},
+        minimum_positives=5,
+    )
+    found = as_json(evaluation.metrics)
+    assert found["effectiveness_ratio[edema]"]["value"] == 1.0
+    assert (
+        found["effectiveness_ratio_macro[rare]"]["value"]
+        == found["effectiveness_ratio[cardiomegaly]"]["value"]
+    )
+    assert found["generated_f1[edema]"]["value"] == found["real_f1[edema]"]["value"] == 1.0
+    assert found["kernel_distance"]["judge"] == "features:dd"
+    assert set(evaluation.absent) == {"NIQE", "memorisation"}
+    # What a reader finds under no question would stand under "Further metrics".
+    placed = {name for names in QUESTIONS.values() for name in names}
+    assert {m.name for m in evaluation.metrics if m.subset.split(", ")[0] not in NAMES} <= placed
+    captions = [getattr(block, "caption", "") for block in metrics_section(evaluation).shown]
+    assert "Finding by finding" in captions
+    assert "Further metrics" not in captions
 
 
 def test_laws_may_be_tried_on_fewer_images() -> None:

@@ -11,7 +11,7 @@ from counterray.evaluation.counterfactuals import Counterfactuals
 from counterray.evaluation.generator import Evaluation
 from counterray.evaluation.generator_report import generator_report
 from counterray.evaluation.metric import Metric
-from counterray.evaluation.metric_sections import metric_card, metric_table
+from counterray.evaluation.metric_sections import metric_card, metric_table, metrics_section
 from counterray.evaluation.report import Missing, Report
 from counterray.evaluation.sections import (
     counterfactual_section,
@@ -21,6 +21,7 @@ from counterray.evaluation.sections import (
     flatten,
     instructive_rows,
 )
+from counterray.evaluation.text_condition import TextCondition
 from counterray.evaluation.wording import words
 
 NAMES = ("edema", "pleural_effusion")
@@ -141,6 +142,41 @@ def test_captions_name_patients_by_letters() -> None:
         "Patient A (pleural effusion) + pathology of patient B: edema, pleural effusion"
     )
     assert grid.columns[-2:] == ["Exact counterfactual", "Its direct effect"]
+
+
+def condition(*, synthetic: bool) -> TextCondition:
+    prompts = ("SECRET-PROMPT 0", "", "SECRET-PROMPT 2", "SECRET-PROMPT 3")
+    return TextCondition(source="refined_report", prompts=prompts, synthetic=synthetic)
+
+
+def test_words_of_real_patients_stay_out_of_the_report() -> None:
+    section = counterfactual_section(made(), condition=condition(synthetic=False))
+    page = Report("t").add(section).render()
+    assert "SECRET" not in page
+    assert "what a refiner kept of the donor&#39;s report" in page
+    assert "1 of 4 donors have no text" in page
+
+
+def test_words_of_simulated_patients_stand_below_their_pictures() -> None:
+    text, grid = counterfactual_section(made(), condition=condition(synthetic=True)).blocks
+    assert grid.rows[0].caption.endswith("; told “SECRET-PROMPT 3”")
+    assert grid.rows[1].caption.endswith("; told no words")
+    assert "not shown" not in text.paragraphs[0]
+
+
+def test_findings_side_by_side_have_intervals_or_a_dash() -> None:
+    numbers = [
+        metric(name="real_auroc", subset="edema", value=0.9, low=0.8, high=0.95, judge="c:1"),
+        metric(name="effectiveness_auroc", subset="edema", value=0.8, low=math.nan, high=math.nan),
+        metric(name="real_auroc", subset="pleural_effusion", value=math.nan, judge="c:1"),
+    ]
+    blocks = metrics_section(Evaluation(numbers, made())).blocks
+    [table] = [block for block in blocks if getattr(block, "caption", "") == "Finding by finding"]
+    assert table.columns == ["Finding", "Images", "AUROC, real", "AUROC, made"]
+    assert table.rows == [
+        ["Edema", 3, "0.90 (0.80–0.95)", "0.80"],
+        ["Pleural effusion", 2, "–", "–"],
+    ]
 
 
 def test_card_shows_a_share_in_percent_and_its_judge() -> None:
