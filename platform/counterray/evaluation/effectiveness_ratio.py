@@ -72,7 +72,9 @@ def effectiveness_ratio(
     }
 
     def statistic(rows: Rows, real_rows: Rows) -> Floats:
-        each = samples[0].areas(rows) / samples[1].areas(real_rows)
+        ours, theirs = samples[0].areas(rows), samples[1].areas(real_rows)
+        # A resample of few images can rank every positive last, and has no ratio then.
+        each = np.divide(ours, theirs, out=np.full_like(ours, math.nan), where=theirs > 0)
         means = [each[group].mean() if group else math.nan for group in groups.values()]
         return np.array([*means, *each])
 

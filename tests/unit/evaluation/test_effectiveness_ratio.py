@@ -114,3 +114,9 @@ def test_bad_input() -> None:
     other = Batch(**{**vars(real), "finding_names": ("mass",)})
     with pytest.raises(ValueError, match=r"asked for \(edema\) are not those of the real images \(mass\)"):
         measure(scores, asked, real_scores, other)
+
+
+def test_real_images_that_the_judge_gets_all_wrong_allow_no_ratio() -> None:
+    scores, asked, _, real = one_finding()
+    wrong = torch.tensor([[0.8], [0.1], [0.7], [0.2]])
+    assert math.isnan(measure(scores, asked, wrong, real)["effectiveness_ratio[edema]"].value)

@@ -1,0 +1,222 @@
+"""From stored bundles and data to report, numbers and reading set: all that needs no Ray and no training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from counterray.bundle import Bundle, BundleError, write_bundle
+from counterray.data.batching import read_batches
+from counterray.data.chunks import write_shard
+from counterray.data.dataset import Dataset, DatasetManifest, Shard
+from counterray.data.loader import Plan
+from counterray.data.phantom.scm import VOCABULARY
+from counterray.data.phantom.studies import PhantomConfig, draw_rows
+from counterray.data.study import ARROW_SCHEMA, Batch
+from counterray.models.predictors.classifier import ClassifierConfig, ClassifierStage
+from counterray.nn.backbone import BackboneConfig
+from counterray.storage import resolve
+from counterray.training.stage import Stage
+from jobs import evaluation
+from jobs.evaluation import EvaluateConfig, EvaluationError, evaluate
+from tests.small_gsvae import FINDINGS, INFO, SIZE, judge_bundles, make_stage
+from tests.small_pathology_ldm import ldm_bundle, parent_bundles
+
+STUDIES = 90
+MARK = "Zebra stripes"
+"""Words that no code of ours writes."""
+
+
+@pytest.fixture(autouse=True)
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same batches, read in this process."""
+
+    def stream(
+        dataset: Dataset, plan: Plan, config: object, *, batch_size: int, endless: bool, **what: object
+    ) -> Iterator[tuple[Batch, None]]:
+        del config, endless
+        split = plan.pieces[0][0].partition("/")[0]
+        for batch in read_batches(dataset, split, batch_size=batch_size, **what):
+            yield batch, None
+
+    monkeypatch.setattr(evaluation, "stream", stream)
+
+
+@pytest.fixture(scope="module")
+def make_dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Phantom studies in all splits, said to be of a source, with prompts or without."""
+    drawn = draw_rows(PhantomConfig(studies=STUDIES, image_size=SIZE), 0, STUDIES)
+    people = list(dict.fromkeys(study.patient_id for study in drawn))
+
+    def make(source: str = "phantom", *, prompts: bool = True) -> str:
+        location = resolve(tmp_path_factory.mktemp("data"))
+        shards: dict[str, tuple[Shard, ...]] = {}
+        for number, split in enumerate(("train", "validation", "test")):
+            rows = [
+                {
+                    **replace(
+                        study,
+                        split=split,
+                        report=f"{MARK} {study.image_id}",
+                        refined_report=f"{MARK}: severe edema." if prompts else None,
+                    ).row()
+                }
+                for study in drawn
+                if people.index(study.patient_id) % 3 == number
+            ]
+            shards[split] = (write_shard(location, split, "00000", pa.Table.from_pylist(rows, ARROW_SCHEMA)),)
+        counts = {name: {"present": 1, "absent": 9, "uncertain": 0, "unknown": 0} for name in FINDINGS}
+        manifest = DatasetManifest(
+            study_schema=1,
+            source=source,
+            config={},
+            code_version="1",
+            image_size=SIZE,
+            finding_names=FINDINGS,
+            vocabulary=dict(VOCABULARY),
+            measurement_names=tuple(drawn[0].measurements),
+            mask_names=tuple(drawn[0].masks),
+            counts={split: {"studies": 30, "patients": 30, "findings": counts} for split in shards},
+            quarantined={},
+            shards=shards,
+            fingerprint="f",
+        )
+        (location / "manifest.json").write_json(manifest.model_dump(mode="json"))
+        return location.uri
+
+    return make
+
+
+def write(stage: Stage, folder: Path, **lineage: object) -> Bundle:
+    """The untrained stage as a bundle."""
+    torch.manual_seed(0)
+    return write_bundle(
+        resolve(folder),
+        method="predictors" if stage.name == "classifier" else "gsvae",
+        stage=stage.name,
+        config={**stage.config.model_dump(mode="json"), "seed": 1, "loader": {"fold": "b"}},
+        export=stage.export(stage.build(lineage.get("parents", {}), INFO)),
+        data_fingerprint="small",
+        **lineage,
+    )
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    config = ClassifierConfig(backbone=BackboneConfig(widths=(8, 16), blocks=(1, 1)))
+    return write(ClassifierStage(config), tmp_path_factory.mktemp("classifier") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def gsvae(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    stage = make_stage(weights={"identity": 0.0, "pathology": 0.0})
+    return write(stage, tmp_path_factory.mktemp("gsvae") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def ldm(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return ldm_bundle(
+        tmp_path_factory.mktemp("ldm") / "bundle", parent_bundles(tmp_path_factory.mktemp("parents"))
+    )
+
+
+def config(**settings: object) -> EvaluateConfig:
+    return EvaluateConfig.model_validate({"cycles": (1,), "minimum_positives": 2, **settings})
+
+
+def test_a_generator_is_compared_with_real_images_by_the_classifier(
+    gsvae: Bundle, classifier: Bundle, make_dataset: Callable[..., str], tmp_path: Path
+) -> None:
+    scored = evaluate(
+        config(reading_set=3),
+        model=gsvae.location.uri,
+        data=make_dataset(),
+        out=str(tmp_path / "out"),
+        judges=[classifier.location.uri],
+    )
+    stored = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert set(stored) == set(scored["metrics"])
+    for name in ("effectiveness_ratio_macro", "generated_f1_macro", "frechet_distance", "kernel_distance"):
+        assert stored[name]["judge"].endswith(classifier.checksum[:8])
+    for name in ("coverage", "perceptual_distance[reconstruction]", "judge.classifier.auroc_macro"):
+        assert name in stored
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Not computed: NIQE, because it needs images of at least 192" in page
+    assert "features of the judge classifier" in page
+    assert MARK not in page
+    # The set and its key lie apart.
+    pictures = sorted(path.name for path in (tmp_path / "out" / "reading_set").glob("*.png"))
+    assert len(pictures) == 6
+    assert len((tmp_path / "out" / "reading_set_key.csv").read_text().splitlines()) == 4
+    assert "3 pairs in reading_set" in page
+
+
+def test_without_judges_the_report_says_what_is_missing(
+    gsvae: Bundle, make_dataset: Callable[..., str], tmp_path: Path
+) -> None:
+    scored = evaluate(
+        config(), model=gsvae.location.uri, data=make_dataset("iu_xray"), out=str(tmp_path / "out")
+    )
+    assert "reconstruction_ssim" in scored["metrics"]
+    assert "ground_truth_error" not in scored["metrics"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    for missing in ("perceptual distance", "identity", "effectiveness, off-target change"):
+        assert f"Not computed: {missing}, because no " in page
+    assert not (tmp_path / "out" / "reading_set").exists()
+
+
+@pytest.mark.parametrize(("source", "shown"), [("phantom", True), ("iu_xray", False)])
+def test_a_text_guided_generator_reads_words_and_the_report_quotes_only_simulated_ones(
+    ldm: Bundle, make_dataset: Callable[..., str], tmp_path: Path, source: str, shown: bool
+) -> None:
+    scored = evaluate(config(), model=ldm.location.uri, data=make_dataset(source), out=str(tmp_path / "out"))
+    assert "reversibility_error[1 cycle]" in scored["metrics"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "The generator did not see the donor&#39;s image" in page
+    assert (f"told “{MARK}: severe edema.”" in page) == shown
+    assert (MARK in page) == shown
+    assert MARK not in (tmp_path / "out" / "metrics.json").read_text()
+
+
+def test_words_that_are_not_there_are_no_empty_prompts(
+    ldm: Bundle, make_dataset: Callable[..., str], tmp_path: Path
+) -> None:
+    data, out = make_dataset(prompts=False), str(tmp_path / "out")
+    with pytest.raises(EvaluationError, match=r"has a refined report .* jobs refine .* prompts=labels"):
+        evaluate(config(), model=ldm.location.uri, data=data, out=out)
+    scored = evaluate(config(prompts="labels"), model=ldm.location.uri, data=data, out=out)
+    assert "reconstruction_ssim" in scored["metrics"]
+
+
+def test_the_scored_split_is_not_compared_with_itself(
+    gsvae: Bundle, classifier: Bundle, make_dataset: Callable[..., str], tmp_path: Path
+) -> None:
+    scored = evaluate(
+        config(split="validation"),
+        model=gsvae.location.uri,
+        data=make_dataset(),
+        out=str(tmp_path / "out"),
+        judges=[classifier.location.uri],
+    )
+    assert "effectiveness_ratio_macro" in scored["metrics"]
+    assert not {"frechet_distance", "generated_f1_macro"} & set(scored["metrics"])
+
+
+def test_a_judge_of_a_parents_loss_is_not_apart(make_dataset: Callable[..., str], tmp_path: Path) -> None:
+    judges = judge_bundles(tmp_path)
+    generator = write(make_stage(), tmp_path / "gsvae", parents=judges)
+    child = ldm_bundle(tmp_path / "ldm", {"gsvae": generator, "text": judges["pathology"]})
+    with pytest.raises(BundleError, match="is not apart from the generator's loss 'identity'"):
+        evaluate(
+            config(),
+            model=child.location.uri,
+            data=make_dataset(),
+            out=str(tmp_path / "out"),
+            judges=[judges["identity"].location.uri],
+        )
