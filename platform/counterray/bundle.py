@@ -191,7 +191,6 @@ def write_bundle(
     parents: Mapping[str, Bundle] | None = None,
     judges: Mapping[str, str] | None = None,
     metrics: Mapping[str, float] | None = None,
-    counts: Mapping[str, int] | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """Writes a bundle, replacing what is there; it appears whole or not at all.
@@ -206,7 +205,6 @@ def write_bundle(
         parents: Role to bundle of an earlier stage.
         judges: Name to checksum of the networks that took part in losses or metrics.
         metrics: Validation metrics; an undefined one is NaN.
-        counts: Metric to number of studies it was taken over, where known; for the card.
         training: What the card says of the run, such as steps, workers and duration (with its unit).
 
     Returns:
@@ -238,7 +236,6 @@ def write_bundle(
         manifest,
         intended_use=export.intended_use,
         limits=export.limits,
-        counts=counts or {},
         training=training or {},
         tensors={
             name: sum(tensor.numel() for tensor in state.values()) for name, state in export.tensors.items()

@@ -11,7 +11,6 @@ def model_card(
     *,
     intended_use: str,
     limits: str,
-    counts: Mapping[str, int],
     training: Mapping[str, Any],
     tensors: Mapping[str, int],
 ) -> str:
@@ -21,7 +20,6 @@ def model_card(
         manifest: The bundle's manifest, still without checksums.
         intended_use: One paragraph.
         limits: One paragraph.
-        counts: Metric to number of studies it was taken over, where known.
         training: What is to be said of the run.
         tensors: File stem to number of values stored.
 
@@ -33,7 +31,7 @@ def model_card(
         "Intended use": intended_use or "Not stated by the stage that made it.",
         "Data": f"Trained on the dataset with fingerprint `{manifest['data_fingerprint']}`.",
         "Training": "\n".join(f"- {name}: {value}" for name, value in facts.items()),
-        "Metrics": _metrics(manifest["metrics"], counts, manifest["judges"]),
+        "Metrics": _metrics(manifest["metrics"], manifest["judges"]),
         "Limits": limits or "Not stated by the stage that made it.",
         "Parents": _parents(manifest["parents"]),
         "Loading": _loading(tensors),
@@ -42,19 +40,15 @@ def model_card(
     return title + "".join(f"\n## {heading}\n\n{text.strip()}\n" for heading, text in sections.items())
 
 
-def _metrics(
-    metrics: Mapping[str, float | None], counts: Mapping[str, int], judges: Mapping[str, str]
-) -> str:
+def _metrics(metrics: Mapping[str, float | None], judges: Mapping[str, str]) -> str:
     if not metrics:
         table = "None were taken."
     else:
         rows = [
-            f"| {name} | {'undefined' if value is None else f'{value:.4g}'} | {counts.get(name, '')} |"
+            f"| {name} | {'undefined' if value is None else f'{value:.4g}'} |"
             for name, value in sorted(metrics.items())
         ]
-        table = "\n".join(
-            ["Taken on the validation split.", "", "| metric | value | n |", "|---|---|---|", *rows]
-        )
+        table = "\n".join(["Taken on the validation split.", "", "| metric | value |", "|---|---|", *rows])
     named = "\n".join(f"- {name}: `{checksum}`" for name, checksum in sorted(judges.items()))
     note = "Judges, by checksum; numbers from other judges are not comparable:"
     return f"{table}\n\n{note}\n\n{named or '- none'}"

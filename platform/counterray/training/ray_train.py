@@ -158,10 +158,16 @@ def _export(
             "workers": progress.world_size,
             "source": dataset.manifest.source,
             "training studies": dataset.rows("train"),
-            "validation studies": dataset.rows("validation"),
+            "validation studies at most": _validated(config, dataset),
         },
     )
     return Trained(bundle, progress.metrics)
+
+
+def _validated(config: TrainingConfig, dataset: Dataset) -> int:
+    """Most studies that a validation reads; a fold, labels not known or a stage's own limit leave fewer."""
+    batches = -(-config.checkpoint.validation_studies // config.batch_size)
+    return min(dataset.rows("validation"), batches * config.batch_size)
 
 
 def _description(config: TrainingConfig, dataset: Dataset, parents: Mapping[str, Bundle]) -> dict[str, Any]:
