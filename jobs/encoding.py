@@ -12,7 +12,7 @@ from counterray.data.dataset import open_dataset
 from counterray.data.derive import derive
 from counterray.models.gsvae.stages import load as load_gsvae
 from counterray.models.pathology_ldm.encoding import EncodeConfig, LatentEncoder, tensor_infos
-from counterray.models.pathology_ldm.text import TowerTextEncoder
+from counterray.models.pathology_ldm.text import open_text_encoder, weights_checksum
 from counterray.models.predictors.image_text import load as load_text
 
 
@@ -31,19 +31,24 @@ def encode(config: EncodeConfig, *, data: str, gsvae: str, text: str, out: str) 
     }
     info = dataset.info()
 
+    def text_encoder() -> Any:
+        return open_text_encoder(config.text, load_text(parents["text"]))
+
     def make() -> LatentEncoder:
         device = torch.device("cuda" if config.gpus else "cpu")
         network = load_gsvae(parents["gsvae"]).to(device)
-        encoder = TowerTextEncoder(load_text(parents["text"]), context=config.context).to(device)
-        return LatentEncoder(network, encoder, info, config)
+        return LatentEncoder(network, text_encoder().to(device), info, config)
 
     checksums = {role: bundle.checksum for role, bundle in parents.items()}
     decisive = config.model_dump(mode="json", exclude={"batch_size", "gpus", "workers"})
-    settings = {"config": decisive, "parents": checksums}
+    encoding = {**decisive, "text_weights": weights_checksum(text_encoder())}
+    settings = {"config": encoding, "parents": checksums}
     derived = derive(
         dataset, out, make, kind="encoded", settings=settings, gpus=config.gpus, workers=config.workers
     )
-    manifest = derived.finish(tensors=tensor_infos(derived.counts["train"]), parents=checksums)
+    manifest = derived.finish(
+        tensors=tensor_infos(derived.counts["train"]), parents=checksums, encoding=encoding
+    )
     return {
         "dataset": derived.out.uri,
         "studies": sum(dataset.rows(split) for split in derived.counts),

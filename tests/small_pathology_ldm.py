@@ -9,12 +9,13 @@ from counterray.data.dataset import TensorInfo
 from counterray.models.gsvae.stages import load as load_gsvae
 from counterray.models.pathology_ldm.encoding import IDENTITY, PATHOLOGY, PRESENT, STATES
 from counterray.models.pathology_ldm.stages import PathologyLDMConfig, PathologyLDMStage
-from counterray.models.pathology_ldm.text import TowerTextEncoder
+from counterray.models.pathology_ldm.text import TowerText, open_text_encoder, weights_checksum
 from counterray.models.predictors.image_text import load as load_text
 from counterray.storage import resolve
 from tests.small_gsvae import INFO, UNSUPERVISED, judge_bundles, make_batch, make_stage
 
 CONTEXT = 16
+TOWER = TowerText(context=CONTEXT)
 PROMPTS = (
     "No acute finding.",
     "Severe cardiomegaly.",
@@ -39,10 +40,10 @@ def parent_bundles(folder):
     return {"gsvae": gsvae, "text": judge_bundles(folder)["pathology"]}
 
 
-def encoded(parents, count=8, seed=0):
+def encoded(parents, count=8, seed=0, config=TOWER):
     """A batch with latents and text states, and what a dataset would say of them."""
     batch = make_batch(count, seed)
-    gsvae, text = load_gsvae(parents["gsvae"]), TowerTextEncoder(load_text(parents["text"]), context=CONTEXT)
+    gsvae, text = load_gsvae(parents["gsvae"]), open_text_encoder(config, load_text(parents["text"]))
     with torch.no_grad():
         mean, _ = gsvae.encode(batch.image)
     prompts = [PROMPTS[index % 4] for index in range(count)]
@@ -66,7 +67,8 @@ def encoded(parents, count=8, seed=0):
         std=float(pathology.std()),
     )
     checksums = {role: bundle.checksum for role, bundle in parents.items()}
-    return batch, replace(INFO, tensors=infos, parents=checksums)
+    encoding = {"text": config.model_dump(mode="json"), "text_weights": weights_checksum(text)}
+    return batch, replace(INFO, tensors=infos, parents=checksums, encoding=encoding)
 
 
 def make_ldm_stage(**settings):
@@ -76,9 +78,9 @@ def make_ldm_stage(**settings):
     )
 
 
-def ldm_bundle(folder, parents, *, trained=0, **settings):
+def ldm_bundle(folder, parents, *, trained=0, text=TOWER, **settings):
     """A bundle of the small stage after ``trained`` steps."""
-    batch, info = encoded(parents, 32)
+    batch, info = encoded(parents, 32, config=text)
     stage = make_ldm_stage(**settings)
     torch.manual_seed(0)
     module = stage.build(parents, info)

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from counterray.models.generator import Edit, image_seed
 from counterray.models.pathology_ldm.encoding import IDENTITY, PATHOLOGY, PRESENT, STATES
 from counterray.models.pathology_ldm.model import PathologyLDM
 from counterray.models.pathology_ldm.stages import load
-from counterray.models.pathology_ldm.text import TowerTextEncoder
+from counterray.models.pathology_ldm.text import TowerTextEncoder, weights_checksum
 from counterray.models.predictors.image_text import load as load_text
 from counterray.storage import resolve
 from jobs.common import connect
@@ -150,7 +151,8 @@ def untrained(dataset: Dataset, folder: Path) -> Bundle:
     }
     tensors = {name: TensorInfo(shape=shape, dtype="float16") for name, shape in shapes.items()}
     checksums = {role: parent.checksum for role, parent in parents.items()}
-    known = DatasetInfo(**{**vars(info), "tensors": tensors, "parents": checksums})
+    encoding = {"text": {"kind": "tower", "context": context}, "text_weights": weights_checksum(text)}
+    known = replace(info, tensors=tensors, parents=checksums, encoding=encoding)
     return _bundle("pathology_ldm", known, folder, [], parents)
 
 

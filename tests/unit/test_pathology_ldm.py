@@ -18,6 +18,8 @@ from counterray.models.pathology_ldm.generator import (
 from counterray.models.pathology_ldm.mechanism import PathologyLDMMechanism
 from counterray.models.pathology_ldm.prompts import edited_prompts, label_prompts, study_prompts
 from counterray.models.pathology_ldm.stages import load
+from counterray.models.pathology_ldm.text import TransformersText, open_text_encoder
+from counterray.models.predictors.image_text import load as load_text
 from counterray.training.stage import Stage
 from tests.small_gsvae import FINDINGS, INFO, parents_of
 from tests.small_pathology_ldm import CONTEXT, encoded, ldm_bundle, make_ldm_stage, parent_bundles
@@ -124,6 +126,29 @@ def test_a_bundle_draws_the_same_as_what_was_trained(bundle, parents):
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_published_text_models_guide_too_and_another_ones_weights_are_refused(tmp_path, parents):
+    transformers = pytest.importorskip("transformers", reason="text models of transformers are an extra")
+    config = transformers.BertConfig(
+        vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "severe", "mild", "edema", "cardiomegaly", "."]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizer(vocab=str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "bert")
+    torch.manual_seed(0)
+    transformers.BertModel(config).save_pretrained(tmp_path / "bert")
+    text = TransformersText(kind="transformers", folder=str(tmp_path / "bert"), context=8)
+    encoder = open_text_encoder(text, load_text(parents["text"]))
+    made = ldm_bundle(tmp_path / "bundle", parents, text=text)
+    model = load(made)
+    states = model.prompts(["Severe edema."])
+    assert states.states.shape == (1, 8, 16)
+    torch.testing.assert_close(states.states, encoder.encode(["Severe edema."]).states)
+    torch.manual_seed(1)
+    transformers.BertModel(config).save_pretrained(tmp_path / "bert")
+    with pytest.raises(BundleError, match=r"'transformers' has other weights"):
+        load(made)
+
+
 # Prompts.
 
 
@@ -223,9 +248,7 @@ def test_optimised_noise_comes_nearer_to_the_references(bundle, parents):
     optimise = {"iterations": 15, "steps": 2, "targets": "centroid"}
     plain, tuned = generator_of(bundle), generator_of(bundle, training, optimise=optimise)
     edit = Edit(prompt="Severe cardiomegaly.")
-    features = [
-        g.model.features(g.edit(batch, edit, seeds=torch.arange(4))).detach() for g in (plain, tuned)
-    ]
+    features = [g.model.features(g.edit(batch, edit, seeds=torch.arange(4))).detach() for g in (plain, tuned)]
     shown = training.findings[:, FINDINGS.index("cardiomegaly")] == 1
     centre = plain.model.features(training.image[shown])[:10].mean(0)
     before, after = ((part - centre).norm(dim=1).mean() for part in features)

@@ -76,6 +76,8 @@ class DatasetManifest(Config):
     """Name to what an earlier job computed of each study."""
     parents: dict[str, str] = Field(default_factory=dict)
     """Role to the checksum of each bundle that took part in computing ``tensors``."""
+    encoding: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the job that computed ``tensors``."""
     counts: dict[str, Any]
     """Split to ``studies``, ``patients``, and counts by finding, sex and age band."""
     quarantined: dict[str, int]
@@ -108,6 +110,7 @@ class DatasetInfo:
         mask_names: Names in ``Batch.masks``.
         tensors: What an earlier job computed of each study, such as latents.
         parents: Role to the checksum of each bundle that computed them.
+        encoding: Settings of the job that computed them.
         reports: The training split's report texts, only where a stage says ``needs_reports``.
         fingerprint: Fingerprint of the dataset's content.
     """
@@ -119,6 +122,7 @@ class DatasetInfo:
     mask_names: tuple[str, ...] = ()
     tensors: Mapping[str, TensorInfo] = field(default_factory=dict)
     parents: Mapping[str, str] = field(default_factory=dict)
+    encoding: Mapping[str, Any] = field(default_factory=dict)
     reports: tuple[str, ...] = ()
     fingerprint: str = ""
 
@@ -183,6 +187,7 @@ class Dataset:
             mask_names=manifest.mask_names,
             tensors=manifest.tensors,
             parents=manifest.parents,
+            encoding=manifest.encoding,
             reports=reports,
             fingerprint=manifest.fingerprint,
         )

@@ -16,6 +16,7 @@ from counterray.data.batching import LoaderConfig, collate, decode
 from counterray.data.dataset import DatasetInfo, TensorInfo
 from counterray.models.gsvae.network import GSVAENetwork
 from counterray.models.pathology_ldm.prompts import PromptSource, study_prompts
+from counterray.models.pathology_ldm.text import TextEncoderConfig, TowerText
 from counterray.nn.text import TextEncoder
 
 PATHOLOGY, IDENTITY, STATES, PRESENT = "pathology", "identity", "text_states", "text_present"
@@ -27,8 +28,8 @@ class EncodeConfig(Config):
 
     prompts: PromptSource = "refined_report"
     """Where a study's prompt comes from."""
-    context: int = Field(default=32, ge=4)
-    """Tokens of a prompt that are read; at most what the image-text encoder was trained to read."""
+    text: TextEncoderConfig = TowerText()
+    """The text encoder."""
     batch_size: int = Field(default=64, ge=1)
     """Studies at a time."""
     gpus: float = Field(default=0, ge=0)

@@ -14,9 +14,8 @@ from counterray.diffusion.sampling import SamplerConfig, initial_noise, sample
 from counterray.diffusion.schedule import ScheduleConfig
 from counterray.models.gsvae.network import GSVAENetwork
 from counterray.models.pathology_ldm.network import PathologyDenoiser
-from counterray.models.pathology_ldm.text import TowerTextEncoder
 from counterray.models.predictors.image_text import ImageTextEncoder
-from counterray.nn.text import TextStates
+from counterray.nn.text import TextEncoder, TextStates
 
 
 class PathologyLDM(nn.Module):
@@ -24,12 +23,12 @@ class PathologyLDM(nn.Module):
 
     Args:
         gsvae: Stage 1.
-        judge: The image-text encoder whose text tower guides.
+        judge: The image-text encoder, whose image tower gives pathology features.
         denoiser: Stage 2.
         schedule: What the denoiser was trained on.
         sampler: How it draws unless told otherwise.
         drift: Latent drifting in sampling, ``None`` for none.
-        context: Tokens of a prompt that are read.
+        text: What reads prompts.
     """
 
     def __init__(
@@ -41,11 +40,11 @@ class PathologyLDM(nn.Module):
         schedule: ScheduleConfig,
         sampler: SamplerConfig,
         drift: Drift | None,
-        context: int,
+        text: TextEncoder,
     ) -> None:
         super().__init__()
         self.gsvae, self.judge, self.denoiser = gsvae, judge, denoiser
-        self.text = TowerTextEncoder(judge, context=context)
+        self.text = text
         self.schedule, self.sampler, self.drift = schedule, sampler, drift
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -19,15 +19,15 @@ from counterray.diffusion.unet import DenoiserConfig
 from counterray.models.gsvae.network import GSVAENetwork
 from counterray.models.gsvae.stages import load as load_gsvae
 from counterray.models.gsvae.stages import rebuild as rebuild_gsvae
-from counterray.models.pathology_ldm.encoding import IDENTITY, PATHOLOGY, PRESENT, STATES
+from counterray.models.pathology_ldm.encoding import IDENTITY, PATHOLOGY, PRESENT, STATES, EncodeConfig
 from counterray.models.pathology_ldm.model import PathologyLDM
 from counterray.models.pathology_ldm.network import PathologyDenoiser
-from counterray.models.pathology_ldm.text import TowerTextEncoder
+from counterray.models.pathology_ldm.text import open_text_encoder, weights_checksum
 from counterray.models.predictors.common import evaluating, finding_metrics, labels_of, repeatable
 from counterray.models.predictors.image_text import TOKENIZER_FILE, ImageTextEncoder
 from counterray.models.predictors.image_text import load as load_text
 from counterray.models.predictors.image_text import rebuild as rebuild_text
-from counterray.nn.text import TextStates
+from counterray.nn.text import TextEncoder, TextStates
 from counterray.training.stage import Export, Losses, StageConfig
 
 
@@ -75,7 +75,7 @@ class PathologyLDMStage:
         self._finding_names: tuple[str, ...] = ()
         self._parents: Mapping[str, Bundle] = {}
         self._drift: Drift | None = None
-        self._context = 0
+        self._text: Mapping[str, Any] = {}
 
     def build(self, inputs: Mapping[str, Bundle], data: DatasetInfo) -> PathologyDenoiser:
         """The denoiser for ``data``; gsvae, text encoder and judge of ``inputs`` go to ``frozen``.
@@ -89,7 +89,7 @@ class PathologyLDMStage:
         gsvae, judge = load_gsvae(inputs["gsvae"]).requires_grad_(False), load_text(inputs["text"])
         self.frozen = {"gsvae": gsvae, "judge": judge}
         self._parents, self._finding_names = inputs, data.finding_names
-        self._context = data.tensors[STATES].shape[0]
+        self._text = {name: data.encoding[name] for name in ("text", "text_weights")}
         latents = data.tensors[PATHOLOGY]
         config = self.config
         # Standardised latents have mean 0, so that an automatic drift is 0 where the mean is what it undoes.
@@ -99,7 +99,7 @@ class PathologyLDMStage:
             size=latents.shape[-1],
             mean=latents.mean,
             std=latents.std,
-            null=TowerTextEncoder(judge, context=self._context).encode([""]),
+            null=_text_encoder(self._text, judge).encode([""]),
         )
 
     def _require(self, inputs: Mapping[str, Bundle], data: DatasetInfo) -> None:
@@ -185,7 +185,8 @@ class PathologyLDMStage:
         gsvae, judge = self.frozen["gsvae"], self.frozen["judge"]
         assert isinstance(gsvae, GSVAENetwork)
         assert isinstance(judge, ImageTextEncoder)
-        return assemble(self.config, gsvae, judge, _network(module), drift=self._drift, context=self._context)
+        text = _text_encoder(self._text, judge)
+        return assemble(self.config, gsvae, judge, _network(module), drift=self._drift, text=text)
 
     def preview(self, module: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """``input``, ``reconstruction``, and ``drawn``: the pathology drawn anew from the study's prompt."""
@@ -201,7 +202,10 @@ class PathologyLDMStage:
             }
 
     def export(self, module: nn.Module) -> Export:
-        """The denoiser with copies of gsvae and image-text encoder: all that generating needs."""
+        """The denoiser with copies of gsvae and image-text encoder: all that generating needs.
+
+        A published text encoder stays in its own folder, which the bundle names with a checksum.
+        """
         network, parent = _network(module), self._parents["gsvae"].metadata
         return Export(
             tensors={
@@ -213,7 +217,7 @@ class PathologyLDMStage:
                 "config": self.config.model_dump(mode="json"),
                 "gsvae": parent,
                 "text": self._parents["text"].metadata,
-                "context": self._context,
+                "text_encoder": dict(self._text),
                 "size": network.size,
                 "latent_mean": network.mean,
                 "latent_std": network.std,
@@ -247,6 +251,22 @@ def _network(module: nn.Module) -> PathologyDenoiser:
     return module
 
 
+def _text_encoder(described: Mapping[str, Any], judge: ImageTextEncoder) -> TextEncoder:
+    """The very encoder that made the text states.
+
+    Raises:
+        BundleError: If its weights are others now.
+    """
+    config = EncodeConfig.model_validate({"text": described["text"]}).text
+    encoder = open_text_encoder(config, judge)
+    if weights_checksum(encoder) != described["text_weights"]:
+        raise BundleError(
+            f"The text encoder {config.kind!r} has other weights than the one that made the text states. "
+            "Put back the folder's files, or encode and train anew."
+        )
+    return encoder
+
+
 def assemble(
     config: PathologyLDMConfig,
     gsvae: GSVAENetwork,
@@ -254,7 +274,7 @@ def assemble(
     denoiser: PathologyDenoiser,
     *,
     drift: Drift | None,
-    context: int,
+    text: TextEncoder,
 ) -> PathologyLDM:
     """The whole model of its parts."""
     return PathologyLDM(
@@ -264,7 +284,7 @@ def assemble(
         schedule=config.schedule,
         sampler=config.sampler,
         drift=drift if drift and bool(drift.reverse.any()) else None,
-        context=context,
+        text=text,
     )
 
 
@@ -281,14 +301,15 @@ def load(bundle: Bundle) -> PathologyLDM:
     gsvae.load_state_dict(bundle.tensors("gsvae"))
     judge = rebuild_text(metadata["text"], bundle.file(TOKENIZER_FILE))
     judge.load_state_dict(bundle.tensors("text"))
+    text = _text_encoder(metadata["text_encoder"], judge.eval())
     denoiser = PathologyDenoiser(
         config.denoiser,
         size=metadata["size"],
         mean=metadata["latent_mean"],
         std=metadata["latent_std"],
-        null=TowerTextEncoder(judge.eval(), context=metadata["context"]).encode([""]),
+        null=text.encode([""]),
     )
     denoiser.load_state_dict(bundle.tensors())
     drift = resolve(config.drift, config.schedule, channels=1, latent_mean=torch.zeros(1))
-    model = assemble(config, gsvae, judge, denoiser, drift=drift, context=metadata["context"])
+    model = assemble(config, gsvae, judge, denoiser, drift=drift, text=text)
     return model.eval().requires_grad_(False)

@@ -1,16 +1,86 @@
-"""Prompts to states: the text encoder that guides `pathology_ldm`."""
+"""Prompts to states: the text encoders that can guide `pathology_ldm`."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from tokenizers import Tokenizer
 from torch import nn
 
+from counterray.config import Config
 from counterray.models.predictors.image_text import ImageTextEncoder
 from counterray.models.predictors.text import tokenize
-from counterray.nn.text import TextStates
+from counterray.nn.text import TextEncoder, TextStates
+from counterray.nn.text_backends import OpenClipTextEncoder, TransformersTextEncoder
+
+
+class TowerText(Config):
+    """The text tower of the image-text encoder that judges: offline, in the domain's own words."""
+
+    kind: Literal["tower"] = "tower"
+    """Discriminator."""
+    context: int = Field(default=32, ge=4)
+    """Tokens of a prompt that are read; at most what the tower was trained to read."""
+
+
+class TransformersText(Config):
+    """A text model of ``transformers`` from a local folder."""
+
+    kind: Literal["transformers"]
+    """Discriminator."""
+    folder: str
+    """Where ``save_pretrained`` wrote model and tokenizer."""
+    context: int = Field(default=77, ge=4)
+    """Tokens of a prompt that are read."""
+
+
+class OpenClipText(Config):
+    """The language model in an open_clip model such as BiomedCLIP, from local folders (extra ``hub``)."""
+
+    kind: Literal["open_clip"]
+    """Discriminator."""
+    folder: str
+    """Config, weights and tokenizer, as BiomedCLIP publishes them."""
+    language_model: str
+    """Folder with the ``config.json`` of the language model that the config names."""
+    context: int = Field(default=77, ge=4)
+    """Tokens of a prompt that are read."""
+
+
+TextEncoderConfig = Annotated[TowerText | TransformersText | OpenClipText, Field(discriminator="kind")]
+
+
+def open_text_encoder(
+    config: TowerText | TransformersText | OpenClipText, judge: ImageTextEncoder
+) -> TextEncoder:
+    """The text encoder of a configuration, frozen.
+
+    Args:
+        config: Which one.
+        judge: The image-text encoder whose tower ``tower`` is.
+
+    Raises:
+        ConfigError: If a folder or a package that the encoder needs is missing.
+        ValueError: If the context is more than the encoder reads.
+    """
+    if isinstance(config, TowerText):
+        return TowerTextEncoder(judge, context=config.context)
+    if isinstance(config, TransformersText):
+        return TransformersTextEncoder(config.folder, context=config.context)
+    return OpenClipTextEncoder(config.folder, language_model=config.language_model, context=config.context)
+
+
+def weights_checksum(encoder: TextEncoder) -> str:
+    """SHA-256 over an encoder's weights by name, by which encoding, training and generating agree on it."""
+    assert isinstance(encoder, nn.Module)
+    digest = hashlib.sha256()
+    for name, value in sorted(encoder.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 class TowerTextEncoder(nn.Module):
