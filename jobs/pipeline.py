@@ -174,7 +174,7 @@ def run_steps(
                     running[reference] = name
                     del waiting[name]
             (finished, *_), _ = ray.wait(list(running), num_returns=1)
-            done[running.pop(finished)] = _result(finished)
+            done[running.pop(finished)] = result_of(finished)
     return done
 
 
@@ -192,9 +192,10 @@ def _train_stage(values: dict[str, Any], data: str, out: str, board: Any) -> str
     ).bundle.location.uri
 
 
-def _result(reference: Any) -> str:
+def result_of(reference: Any) -> Any:
+    """What a remote call returned; its own error, which is for the user, in place of Ray's."""
     try:
-        return str(ray.get(reference))
+        return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
 

@@ -11,6 +11,7 @@ from counterray import catalog
 from counterray.config import ConfigError, load
 from counterray.data.ingest import IngestConfig
 from jobs.pipeline import prepare, read_pipeline
+from jobs.reproduction.experiment import make_plan, read_experiment
 from tests.conftest import ROOT
 
 CONFIGS = sorted((ROOT / "jobs" / "configs").rglob("*.yaml"))
@@ -19,6 +20,7 @@ LOADERS: dict[str, Callable[[Path], Any]] = {
     "ingest": lambda path: load(IngestConfig, path),
     "train": lambda path: catalog.read_training(str(path), ()),
     "demo": lambda path: read_pipeline(path, []),
+    "reproduce": lambda path: make_plan(path, read_experiment(path, [])),
 }
 """Job to what reads its files; a new job with files is added here."""
 
@@ -48,7 +50,8 @@ def test_a_misspelt_setting_in_a_shipped_file_is_refused(path, tmp_path):
 def test_the_header_gives_command_hardware_duration_and_score(path):
     text = path.read_text(encoding="utf-8")
     header = "".join(line for line in text.splitlines(keepends=True)[:20] if line.startswith("#"))
-    named = f"--data {path.stem}" if job_of(path) == "demo" else f"--config {name_of(path)}"
+    by_name = {"demo": f"--data {path.stem}", "reproduce": f"--experiment {path.stem}"}
+    named = by_name.get(job_of(path), f"--config {name_of(path)}")
     assert f"python -m jobs {job_of(path)} {named}" in header
     if job_of(path) == "ingest":
         return  # its duration is the data's: most sources are under agreements of use

@@ -1,0 +1,204 @@
+"""Rare findings asked for with and without noise optimisation, and Algorithm 2 as printed beside it: (c)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from counterray.data.study import Batch
+from counterray.diffusion.noise_optimisation import NoiseOptimisationConfig
+from counterray.diffusion.targets import target_distance
+from counterray.evaluation.auroc import auroc
+from counterray.evaluation.diversity import feature_deviation, mean_pairwise_distance
+from counterray.evaluation.features import extract_features, feature_judge
+from counterray.evaluation.judge import open_judge
+from counterray.evaluation.metric import Judge
+from counterray.models.generator import PREFIX, Edit, image_seed
+from counterray.models.pathology_ldm.prompts import edited_prompts
+from counterray.nn.text import TextStates
+from jobs.reproduction.bench import Bench, RareNoise, rare_findings, shows
+
+FIRST_ITERATIONS = 10
+"""The first number of iterations after which Algorithm 2 as printed is looked at; then twice as many."""
+
+
+def rare_edits(bench: Bench) -> dict[str, Any]:
+    """Measures ``do finding=1`` for each rare finding on test studies without it.
+
+    Effectiveness is an AUROC of edited images against the same model's repainting of the same studies with
+    nothing changed; its ratio is to the AUROC of real images that the judge was not trained on. Diversity is
+    a ratio to such real images that show the finding.
+
+    Returns:
+        Finding to ``without``, ``with`` (each ``auroc``, ``ratio``, ``diversity``, ``deviation``,
+        ``distance``, ``seconds`` a sample), ``real`` and ``printed``, see `against_printed`.
+    """
+    bundles, settings = bench.bundles(), bench.experiment.rare
+    findings = rare_findings(bench.prevalence())
+    noise = RareNoise(
+        bundles["model"],
+        bench.training(),
+        findings,
+        references=settings.references,
+        optimise=settings.optimise,
+    )
+    test, real = bench.read("test"), bench.unseen_by(bundles["classifier"])
+    judge, features = open_judge(bundles["classifier"]), feature_judge(bundles["classifier"])
+    outcome = {}
+    for finding in findings:
+        rows = shows(test, finding, 0)[: settings.studies]
+        asked = Asked(noise, finding, test.select(rows), bench)
+        outcome[finding] = {
+            **_compared(asked, judge, features, real),
+            "printed": against_printed(asked, samples=settings.timed, most=settings.printed_iterations),
+        }
+    return outcome
+
+
+class Asked:
+    """Studies that are to show a finding: what every way of drawing it starts from.
+
+    Args:
+        rare: Model and references.
+        finding: The finding.
+        source: B studies without it.
+        bench: Seed and source of prompts.
+    """
+
+    def __init__(self, rare: RareNoise, finding: str, source: Batch, bench: Bench) -> None:
+        self.rare, self.finding, self.source = rare, finding, source
+        edit = Edit(do={f"{PREFIX}{finding}": 1.0})
+        model = rare.model
+        self.identity, self.pathology = model.encode(source.image)
+        self.condition: TextStates = model.prompts(edited_prompts(source, edit, bench.prompts))
+        self.seeds = torch.tensor([image_seed(bench.seed, name) for name in source.image_ids])
+
+    def first(self, count: int) -> Asked:
+        """The first ``count`` of them."""
+        part = object.__new__(Asked)
+        part.rare, part.finding = self.rare, self.finding
+        part.source = self.source.select(torch.arange(min(count, len(self.source))))
+        rows = slice(0, len(part.source))
+        part.identity, part.pathology = self.identity[rows], self.pathology[rows]
+        part.condition, part.seeds = self.condition[rows], self.seeds[rows]
+        return part
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def noise(self, config: NoiseOptimisationConfig | None = None) -> Tensor:
+        """Optimised initial noise ``[B, 1, h, w]``."""
+        return self.rare.noise(self.finding, self.condition, self.identity, self.seeds, config).noise
+
+    @torch.no_grad()
+    def image(self, noise: Tensor) -> Tensor:
+        """The images ``[B, 1, H, W]`` that the sampler draws from ``noise``."""
+        model = self.rare.model
+        pathology = model.draw(self.condition, noise=noise, seeds=self.seeds)
+        return model.decode(self.identity, pathology)
+
+    @torch.no_grad()
+    def distance(self, image: Tensor) -> float:
+        """Mean distance of the images' pathology features from their targets; 0 is best."""
+        targets = self.rare.targets(self.finding, self.seeds)
+        return float(target_distance(self.rare.model.features(image), targets).mean())
+
+
+def _compared(asked: Asked, judge: Judge, features: Judge, real: Batch) -> dict[str, Any]:
+    finding, model = asked.finding, asked.rare.model
+    column = judge.columns((finding,))[0]
+
+    def score(image: Tensor) -> Tensor:
+        return judge.scores(image)[:, column].double()
+
+    present, absent = real.image[shows(real, finding, 1)], real.image[shows(real, finding, 0)]
+    reference = _area(score(present), score(absent))
+    class_features = extract_features(features, present)
+    with torch.no_grad():
+        unchanged = score(model.decode(asked.identity, asked.pathology))
+    outcome: dict[str, Any] = {
+        "real": {"auroc": reference, "positives": len(present), "negatives": len(absent)},
+        "judge": judge.label,
+        "samples": len(asked),
+    }
+    for name in ("without", "with"):
+        start = time.perf_counter()
+        image = asked.image(asked.noise() if name == "with" else model.noise(asked.seeds))
+        seconds = (time.perf_counter() - start) / len(asked)
+        ours = extract_features(features, image)
+        area = _area(score(image), unchanged)
+        outcome[name] = {
+            "auroc": area,
+            "ratio": area / reference,
+            "diversity": mean_pairwise_distance(ours) / mean_pairwise_distance(class_features),
+            "deviation": feature_deviation(ours) / feature_deviation(class_features),
+            "distance": asked.distance(image),
+            "seconds": seconds,
+        }
+    return outcome
+
+
+def against_printed(asked: Asked, *, samples: int, most: int) -> dict[str, Any]:
+    """Times Algorithm 2 as printed until its images are as near to their targets as ours are.
+
+    Both start from the same noise, have the same targets and the same step, and run on the same samples in
+    one batch. Distances are those of the images that the sampler draws in the end. The printed algorithm is
+    spared its rule of stopping, so that it gets every chance; what it reaches with that rule is also told.
+
+    Args:
+        asked: The studies.
+        samples: Of them, how many.
+        most: Iterations that it is given.
+
+    Returns:
+        ``samples``; ``ours`` and ``as_printed`` (with its rule of stopping), each ``seconds`` a sample and
+        ``distance``; ``trace``: ``iterations``, ``seconds`` a sample, ``distance`` of each budget;
+        ``reached``: the first that is as near, or ``None``; ``times``: its seconds, or all that it was given,
+        over ours.
+    """
+    part = asked.first(samples)
+    ours = part.rare.optimise
+    printed = ours.model_copy(update={"mode": "algorithm_2", "iterations": most})
+    part.noise(ours.model_copy(update={"iterations": 1}))  # the first call pays for memory
+    goal = _timed(part, ours)
+    trace: list[dict[str, float]] = []
+    reached = None
+    for budget in _budgets(most):
+        entry = _timed(part, printed.model_copy(update={"iterations": budget, "patience": budget}))
+        trace.append({"iterations": budget, **entry})
+        if entry["distance"] <= goal["distance"]:
+            reached = trace[-1]
+            break
+    return {
+        "samples": len(part),
+        "start": part.distance(part.image(part.rare.model.noise(part.seeds))),
+        "ours": goal,
+        "as_printed": _timed(part, printed),
+        "trace": trace,
+        "reached": reached,
+        "times": (reached or trace[-1])["seconds"] / goal["seconds"],
+    }
+
+
+def _timed(asked: Asked, config: NoiseOptimisationConfig) -> dict[str, float]:
+    start = time.perf_counter()
+    noise = asked.noise(config)
+    seconds = (time.perf_counter() - start) / len(asked)
+    return {"seconds": seconds, "distance": asked.distance(asked.image(noise))}
+
+
+def _budgets(most: int) -> Iterator[int]:
+    budget = min(FIRST_ITERATIONS, most)
+    while budget < most:
+        yield budget
+        budget *= 2
+    yield most
+
+
+def _area(positive: Tensor, negative: Tensor) -> float:
+    labels = torch.cat([torch.ones(len(positive)), torch.zeros(len(negative))]).bool()
+    return auroc(torch.cat([positive, negative]).numpy(), labels.numpy())

@@ -1,0 +1,288 @@
+"""The page and the JSON of an experiment's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from counterray.data.dataset import DatasetManifest
+from counterray.evaluation.downstream import MEASURES, DownstreamUtility
+from counterray.evaluation.report import Block, Card, Cards, Cell, Report, Section, Table, Text, format_number
+from counterray.evaluation.sections import dataset_section, limits_section, provenance_section
+from counterray.evaluation.wording import SYNTHETIC_NOTICE, words
+from jobs.reproduction.experiment import Experiment
+from jobs.reproduction.tables import (
+    AUROC,
+    FRECHET,
+    Bar,
+    Measured,
+    Spread,
+    ablation,
+    contradictions,
+    counterfactual_bars,
+    metric,
+    rare_bars,
+    utility_scores,
+)
+
+_MISSING = "The arm with everything was not among the arms that were run."
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that was measured.
+
+    Attributes:
+        experiment: What was run.
+        manifest: Of the data.
+        scores: Arm to what each seed measured, see `score_arm`.
+        rare: What each seed measured of rare findings, see `rare_edits`; empty without the full arm.
+        utility: What each seed measured of downstream use, see `measure_utility`; empty without it.
+        bundles: Role and seed to checksum.
+        facts: Code version, seeds and the like.
+    """
+
+    experiment: Experiment
+    manifest: DatasetManifest
+    scores: Mapping[str, Sequence[Measured]]
+    rare: Sequence[Measured] = ()
+    utility: Sequence[Measured] = ()
+    bundles: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Cell] = field(default_factory=dict)
+
+    @property
+    def full(self) -> Sequence[Measured]:
+        """What each seed measured of the full arm; empty where it was not run."""
+        return self.scores.get(self.experiment.full, ())
+
+    def bars(self) -> list[Bar]:
+        """Every bar that was measured."""
+        return [
+            *(counterfactual_bars(self.full) if self.full else ()),
+            *(rare_bars(self.rare) if self.rare else ()),
+        ]
+
+    def tables(self) -> dict[str, Any]:
+        """The tables as plain values."""
+        arms = {name: self.experiment.ablation[name] for name in self.scores}
+        rows = ablation(arms, self.scores)
+        names = self.manifest.finding_names
+        return {
+            "seeds": list(self.experiment.seeds),
+            "bars": [bar.as_json() for bar in self.bars()],
+            "ablation": [
+                {
+                    "arm": row.name,
+                    "label": row.arm.label,
+                    "published": dict(row.arm.published),
+                    **{column: spread.as_json() for column, spread in row.numbers.items()},
+                }
+                for row in rows
+            ],
+            "contradictions": contradictions(rows),
+            "counterfactuals": {
+                finding: {key: metric(self.full, f"{key}[{finding}]").as_json() for key in _FINDINGS}
+                for finding in (names if self.full else ())
+            },
+            "rare": list(self.rare),
+            "downstream": list(self.utility),
+            "bundles": dict(self.bundles),
+            "facts": dict(self.facts),
+        }
+
+    def report(self) -> Report:
+        """The page."""
+        bars = self.bars()
+        met = sum(bool(bar.met) for bar in bars)
+        report = Report(
+            "Causal disentanglement, repeated on the phantom",
+            f"The paper's ablation, its rare findings and its downstream comparison, where the truth is "
+            f"known: {len(self.experiment.seeds)} seeds.",
+            SYNTHETIC_NOTICE,
+            f"Made by counterray {self.facts.get('Code version', '')}.",
+        )
+        for section in (
+            Section(
+                "Bars",
+                [
+                    Cards([Card("Bars met", f"{met} of {len(bars)}")] if bars else []),
+                    bars_table(bars),
+                    Text([_MISSING] if not self.full else []),
+                ],
+                "Means over seeds against what was set out to be reached.",
+            ),
+            self._ablation(),
+            self._counterfactuals(),
+            rare_section(self.rare),
+            utility_section(self.utility),
+            dataset_section(self.manifest),
+            provenance_section(
+                self.facts, bundles=self.bundles, config=self.experiment.model_dump(mode="json")
+            ),
+            limits_section(
+                "Each seed has judges of its own, so means over seeds also spread with the judges; arms are "
+                "compared within a seed.",
+                "The paper's numbers beside ours are of real radiographs, other judges and other sizes: only "
+                "the order of the rows can be compared.",
+            ),
+        ):
+            report.add(section)
+        return report
+
+    def _ablation(self) -> Section:
+        rows = ablation({name: self.experiment.ablation[name] for name in self.scores}, self.scores)
+        columns = list(rows[0].numbers)
+        table = Table(
+            ["Arm", *(_COLUMNS.get(c, words(c)) for c in columns), "Paper: FID", "Paper: AUROC"],
+            [
+                [
+                    row.arm.label,
+                    *(_cell(row.numbers[c]) for c in columns),
+                    row.arm.published.get(FRECHET),
+                    row.arm.published.get(AUROC),
+                ]
+                for row in rows
+            ],
+            "This patient with what another patient's prompt says: mean ± standard deviation over seeds. "
+            "Areas are deviations from the exact counterfactual's (medians); errors are shares of the grey "
+            "range.",
+        )
+        against = contradictions(rows)
+        said = against or (["Every step goes the way that it goes in the paper."] if len(rows) > 1 else [])
+        return Section(
+            "(a) Ablation",
+            [table, Text(said, tone="warning" if against else "plain")],
+            "The paper's table 4.",
+        )
+
+    def _counterfactuals(self) -> Section:
+        rows: list[list[Cell]] = [
+            [words(name), *(_cell(metric(self.full, f"{key}[{name}]")) for key in _FINDINGS)]
+            for name in (self.manifest.finding_names if self.full else ())
+        ]
+        off_target: list[list[Cell]] = [
+            [label, _cell(metric(self.full, f"off_target_change{subset}"))]
+            for label, subset in (
+                ("Counterfactuals", ""),
+                ("Exact counterfactuals", "[exact counterfactual]"),
+            )
+            if self.full
+        ]
+        return Section(
+            "(b) Counterfactuals against the truth",
+            [
+                Table(["Finding", *_FINDINGS.values()], rows, "The full arm, finding by finding."),
+                Table(["", "Change of findings not asked for"], off_target),
+            ],
+            "A ratio of 1 is as effective as a real image.",
+        )
+
+
+_COLUMNS = {FRECHET: "Fréchet distance ↓", AUROC: "AUROC ↑"}
+_FINDINGS = {
+    "effectiveness_ratio": "Effectiveness ratio",
+    "effectiveness_auroc": "AUROC on counterfactuals",
+    "real_auroc": "AUROC on real images",
+    "off_target_change": "Off-target change",
+}
+
+
+def bars_table(bars: Sequence[Bar]) -> Table:
+    """Every bar, the number beside it, and by how much it is met or missed."""
+    return Table(
+        ["What", "Measured", "Bar", "Verdict", "Note"],
+        [
+            [
+                bar.name,
+                _cell(bar.spread),
+                ("≥ " if bar.better == "higher" else "below " if isinstance(bar.bar, Spread) else "≤ ")
+                + format_number(bar.limit),
+                bar.verdict,
+                bar.note,
+            ]
+            for bar in bars
+        ],
+    )
+
+
+def rare_section(measured: Sequence[Measured]) -> Section:
+    """Table (c)."""
+    blocks: list[Block] = []
+    for finding in measured[0]["findings"] if measured else ():
+        seeds = [seed["findings"][finding] for seed in measured]
+        counts = f"{seeds[0]['samples']} test studies without it, {seeds[0]['real']['positives']} real images"
+        rows: list[list[Cell]] = [
+            [
+                label,
+                *(
+                    _cell(Spread.of(seed[way][key] for seed in seeds))
+                    for key in ("auroc", "ratio", "diversity", "deviation", "distance", "seconds")
+                ),
+            ]
+            for label, way in (("As drawn", "without"), ("Noise optimised", "with"))
+        ]
+        real = Spread.of(seed["real"]["auroc"] for seed in seeds)
+        rows.append(["Real images", _cell(real), 1.0, 1.0, 1.0, None, None])
+        columns = ["AUROC", "Ratio to real", "Diversity of real", "Deviation of real", "Distance to target"]
+        caption = (
+            f"{words(finding)}: asked of {counts} that show it, of patients that the judge has not seen."
+        )
+        blocks.append(Table(["Images", *columns, "Seconds a sample"], rows, caption))
+        blocks.append(_printed_table(seeds))
+    return Section(
+        "(c) Rare findings",
+        blocks,
+        "Effectiveness against the same model's repainting of the same studies; diversity by mean distance "
+        "between two images' features.",
+    )
+
+
+def _printed_table(seeds: Sequence[Mapping[str, Any]]) -> Table:
+    printed = [seed["printed"] for seed in seeds]
+    rows: list[list[Cell]] = [
+        [
+            label,
+            _cell(Spread.of(seed[key]["seconds"] for seed in printed)),
+            _cell(Spread.of(seed[key]["distance"] for seed in printed)),
+        ]
+        for label, key in (("Ours", "ours"), ("Algorithm 2 with its rule of stopping", "as_printed"))
+    ]
+    rows += [
+        [
+            f"Algorithm 2, {entries[0]['iterations']} iterations",
+            _cell(Spread.of(entry["seconds"] for entry in entries)),
+            _cell(Spread.of(entry["distance"] for entry in entries)),
+        ]
+        # A seed that has arrived goes no further; rows end with the first to do so.
+        for entries in zip(*(seed["trace"] for seed in printed), strict=False)
+    ]
+    start = Spread.of(seed["start"] for seed in printed).text
+    caption = (
+        f"Noise optimisation against Algorithm 2 as printed, {printed[0]['samples']} samples in one batch "
+        f"with the same noise, targets and step; distances of the images drawn in the end, {start} before."
+    )
+    return Table(["Optimiser", "Seconds a sample", "Distance to target"], rows, caption)
+
+
+def utility_section(measured: Sequence[Measured]) -> Section:
+    """Table (d)."""
+    if not measured:
+        return Section("(d) Downstream use", [])
+    scores, findings = utility_scores(measured)
+    assert len(next(iter(scores.values()))[0, 0]) == len(MEASURES)
+    table = DownstreamUtility(
+        [], {"real": scores["real"], "with synthetic": scores["with synthetic"]}, findings
+    )
+    first = measured[0]
+    rare = ", ".join(name.replace("_", " ") for name in first["rare"])
+    return Section(
+        "(d) Downstream use",
+        [table.table()],
+        f"The paper's table 5: ResNet-18 on {first['real']} real training images, and with "
+        f"{first['synthetic']} synthetic ones of {rare}. Another seed is another generator and network.",
+    )
+
+
+def _cell(spread: Spread) -> Cell:
+    return spread.text or None

@@ -1,0 +1,302 @@
+"""What was measured, as the paper's tables: means over seeds, bars and by how much they are missed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from counterray.evaluation.intervals import Floats
+from counterray.evaluation.report import format_number
+from jobs.reproduction.experiment import Arm
+
+Better = Literal["higher", "lower"]
+
+Measured = Mapping[str, Any]
+"""A file that a measurement has left."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A number of several seeds.
+
+    Attributes:
+        values: One a seed; NaN where it could not be computed.
+    """
+
+    values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Spread:
+        """Of numbers from JSON, which has ``None`` for NaN."""
+        return cls(tuple(math.nan if value is None else float(value) for value in values))
+
+    @property
+    def mean(self) -> float:
+        """NaN if any seed's is, so that no mean hides a seed that failed."""
+        return float(np.mean(self.values)) if self.values else math.nan
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation over seeds (n - 1); NaN for one seed."""
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else math.nan
+
+    @property
+    def text(self) -> str:
+        """For reading, such as ``0.81 ± 0.02``; empty where there is no mean."""
+        if math.isnan(self.mean):
+            return ""
+        mean = format_number(self.mean)
+        return mean if math.isnan(self.deviation) else f"{mean} ± {format_number(self.deviation)}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "mean": _finite(self.mean),
+            "deviation": _finite(self.deviation),
+            "seeds": [_finite(value) for value in self.values],
+        }
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A number against what it has to reach.
+
+    Attributes:
+        name: What is measured.
+        spread: The number.
+        bar: What its mean has to reach; a `Spread` where that was measured, too.
+        better: On which side of the bar it has to be.
+        note: What a reader must know beside it.
+        always: Met whatever the number, as ``note`` says why.
+    """
+
+    name: str
+    spread: Spread
+    bar: float | Spread
+    better: Better
+    note: str = ""
+    always: bool = False
+
+    @property
+    def limit(self) -> float:
+        """The bar as a number."""
+        return self.bar.mean if isinstance(self.bar, Spread) else self.bar
+
+    @property
+    def margin(self) -> float:
+        """How far it is on the right side of the bar; negative on the wrong one."""
+        return (self.spread.mean - self.limit) * (1 if self.better == "higher" else -1)
+
+    @property
+    def met(self) -> bool | None:
+        """Whether it is reached; ``None`` where it was not measured."""
+        if self.always:
+            return True
+        if math.isnan(self.margin):
+            return None
+        # A published bar is reached by equality; a baseline has to be beaten.
+        return self.margin > 0 if isinstance(self.bar, Spread) else self.margin >= 0
+
+    @property
+    def verdict(self) -> str:
+        """For reading."""
+        if self.always:
+            return "met"
+        if self.met is None:
+            return "not measured"
+        size = format_number(abs(self.margin))
+        return f"met, by {size}" if self.met else f"missed by {size}"
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "name": self.name,
+            **self.spread.as_json(),
+            "bar": _finite(self.limit),
+            "better": self.better,
+            "met": self.met,
+            "margin": _finite(self.margin),
+            "note": self.note,
+        }
+
+
+EFFECTIVENESS_COMMON, EFFECTIVENESS_RAREST = 0.95, 0.90
+AREA = 0.05
+DIVERSITY = 0.8
+TIMES = 10.0
+"""The bars: AUROC on counterfactuals over that on real images (macro over findings of more than 5 %
+prevalence; the rarest with noise optimisation), deviation from the exact counterfactual's area, diversity of
+the real class's, and time of Algorithm 2 as printed over ours."""
+
+
+@dataclass(frozen=True)
+class ArmRow:
+    """A row of the ablation.
+
+    Attributes:
+        name: Name of the arm.
+        arm: Its label and the paper's numbers.
+        numbers: Column to the number of all seeds.
+    """
+
+    name: str
+    arm: Arm
+    numbers: Mapping[str, Spread] = field(default_factory=dict)
+
+
+FRECHET: Final = "frechet_distance"
+AUROC: Final = "auroc"
+_SOURCE = {
+    FRECHET: "frechet_distance",
+    AUROC: "effectiveness_auroc_macro",
+    "ground_truth_error": "ground_truth_error",
+    "ground_truth_error_where_changed": "ground_truth_error_where_changed",
+}
+"""Columns of the ablation to the metrics behind them; areas come with the segmentor's structures."""
+
+
+def metric(measured: Sequence[Measured], key: str) -> Spread:
+    """A metric of every seed; NaN where a seed lacks it."""
+    return Spread.of(seed["metrics"].get(key, {"value": None})["value"] for seed in measured)
+
+
+def structures(measured: Sequence[Measured]) -> tuple[str, ...]:
+    """What areas were measured of."""
+    prefix = "area_deviation["
+    found = (key for seed in measured for key in seed["metrics"] if key.startswith(prefix))
+    return tuple(dict.fromkeys(key.removeprefix(prefix).removesuffix("]") for key in found))
+
+
+def ablation(arms: Mapping[str, Arm], scores: Mapping[str, Sequence[Measured]]) -> list[ArmRow]:
+    """The rows of table (a).
+
+    Args:
+        arms: The arms that were run, in the order of the paper's table.
+        scores: Arm to what each seed measured.
+    """
+    rows = []
+    for name, arm in arms.items():
+        areas = {
+            f"area_{part}": metric(scores[name], f"area_deviation[{part}]")
+            for part in structures(scores[name])
+        }
+        numbers = {column: metric(scores[name], key) for column, key in _SOURCE.items()}
+        rows.append(ArmRow(name, arm, numbers | areas))
+    return rows
+
+
+def contradictions(rows: Sequence[ArmRow]) -> list[str]:
+    """A sentence for each step of the paper's table that goes the other way here.
+
+    Steps are compared within a seed, whose judges are the same for all arms.
+    """
+    sentences = []
+    columns: tuple[tuple[Literal["frechet_distance", "auroc"], str, int], ...] = (
+        (FRECHET, "Fréchet distance", -1),
+        (AUROC, "AUROC", 1),
+    )
+    for column, words, sign in columns:
+        for before, after in pairwise(rows):
+            if column not in before.arm.published or column not in after.arm.published:
+                continue
+            theirs = before.arm.published[column], after.arm.published[column]
+            ours = before.numbers[column], after.numbers[column]
+            published = math.copysign(1, sign * (theirs[1] - theirs[0]))
+            steps = [sign * (b - a) * published for a, b in zip(ours[0].values, ours[1].values, strict=True)]
+            if math.isnan(sum(steps)) or sum(steps) >= 0:
+                continue
+            against = sum(step < 0 for step in steps)
+            sentences.append(
+                f"{words}: the paper goes from {theirs[0]:g} ({before.arm.label}) to {theirs[1]:g} "
+                f"({after.arm.label}); here it goes the other way, from {ours[0].text} to {ours[1].text}, in "
+                f"{against} of {len(steps)} seeds."
+            )
+    return sentences
+
+
+def counterfactual_bars(measured: Sequence[Measured]) -> list[Bar]:
+    """The bars of table (b), of the full arm."""
+    error = metric(measured, "ground_truth_error")
+    where = "ground_truth_error_where_changed"
+    return [
+        Bar(
+            "Effectiveness ratio, macro over findings of more than 5 % prevalence",
+            metric(measured, "effectiveness_ratio_macro[common]"),
+            EFFECTIVENESS_COMMON,
+            "higher",
+        ),
+        *(
+            Bar(
+                f"Ground-truth error against {words}",
+                error,
+                metric(measured, f"ground_truth_error[{baseline}]"),
+                "lower",
+                f"only where the exact edit changes something: {metric(measured, where).text} against "
+                f"{metric(measured, f'{where}[{baseline}]').text}",
+            )
+            for baseline, words in (
+                ("no edit", "no edit"),
+                ("nearest training image", "the nearest training image with the findings"),
+            )
+        ),
+        *(
+            Bar(
+                f"Area of {part.replace('_', ' ')} off the exact counterfactual's (median)",
+                metric(measured, f"area_deviation[{part}]"),
+                AREA,
+                "lower",
+            )
+            for part in structures(measured)
+        ),
+    ]
+
+
+def rare_bars(measured: Sequence[Measured]) -> list[Bar]:
+    """The bars of table (c), of the rarest finding."""
+    rarest = next(iter(measured[0]["findings"]))
+    words = rarest.replace("_", " ")
+    seeds = [seed["findings"][rarest] for seed in measured]
+    never = all(seed["printed"]["reached"] is None for seed in seeds)
+    most = max(int(seed["printed"]["trace"][-1]["iterations"]) for seed in seeds)
+    return [
+        Bar(
+            f"Effectiveness ratio of the rarest finding ({words}) with noise optimisation",
+            Spread.of(seed["with"]["ratio"] for seed in seeds),
+            EFFECTIVENESS_RAREST,
+            "higher",
+        ),
+        Bar(
+            f"Diversity of {words} with noise optimisation, of the real class's",
+            Spread.of(seed["with"]["diversity"] for seed in seeds),
+            DIVERSITY,
+            "higher",
+        ),
+        Bar(
+            "Time of Algorithm 2 as printed until it is as near to its targets, over ours",
+            Spread.of(seed["printed"]["times"] for seed in seeds),
+            TIMES,
+            "higher",
+            f"it never is within {most} iterations; the ratio is of all the time that it was given"
+            if never
+            else "",
+            always=never,
+        ),
+    ]
+
+
+def utility_scores(measured: Sequence[Measured]) -> tuple[dict[str, Floats], tuple[str, ...]]:
+    """Table (d): arm to ``[seeds, findings, measures]``, and the findings."""
+    findings = tuple(measured[0]["findings"])
+    arms = measured[0]["scores"]
+    return {
+        arm: np.array([seed["scores"][arm] for seed in measured], dtype=np.float64) for arm in arms
+    }, findings
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,471 @@
+"""An experiment's steps, its bars and its tables; measurements themselves run in tests/cluster."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from counterray.config import ConfigError
+from counterray.data.dataset import DatasetManifest
+from counterray.diffusion.noise_optimisation import NoiseOptimisationConfig
+from counterray.models.generator import image_seed
+from jobs.pipeline import EncodeRun, StageRun
+from jobs.reproduction.bench import RareNoise, rare_findings, shows
+from jobs.reproduction.experiment import Arm, make_plan, read_experiment
+from jobs.reproduction.rare import Asked, against_printed
+from jobs.reproduction.report import Outcome, bars_table
+from jobs.reproduction.scores import optimised_editor
+from jobs.reproduction.tables import (
+    Bar,
+    Spread,
+    ablation,
+    contradictions,
+    counterfactual_bars,
+    rare_bars,
+    utility_scores,
+)
+from tests.conftest import ROOT
+from tests.small_pathology_ldm import encoded, ldm_bundle, parent_bundles
+
+FILE = ROOT / "jobs" / "configs" / "reproduce" / "causal_disentanglement.yaml"
+
+
+def experiment(*overrides):
+    return read_experiment(FILE, list(overrides))
+
+
+# The steps.
+
+
+def test_equal_steps_of_arms_are_run_once():
+    plan = make_plan(FILE, experiment("seeds=[3]"))
+    assert plan.models[3, "full"] == plan.models[3, "refined"] == "seed-3/refined/pathology_ldm"
+    assert plan.stages["seed-3/refined/latents"].gsvae == "seed-3/both/gsvae"
+    assert sum(name.endswith("/gsvae") for name in plan.stages) == 4
+    assert sum(name.endswith("/latents") for name in plan.stages) == 5
+
+
+def test_every_step_comes_after_what_it_needs():
+    stages = make_plan(FILE, experiment()).stages
+    places = {name: place for place, name in enumerate(stages)}
+    for name, stage in stages.items():
+        assert all(places[source] < places[name] for source in stage.needs)
+
+
+def test_choosing_arms_moves_no_folder():
+    everything = make_plan(FILE, experiment())
+    part = make_plan(FILE, experiment("arms=[full]", "seeds=[1]"))
+    assert set(part.stages) < set(everything.stages)
+    assert part.models == {(1, "full"): everything.models[1, "full"]}
+    assert {name: part.prepared[name] for name in part.prepared} == {
+        name: everything.prepared[name] for name in part.prepared
+    }
+
+
+def test_arms_are_those_of_the_table():
+    prepared = make_plan(FILE, experiment("seeds=[0]")).prepared
+    weights = {
+        arm: prepared[f"seed-0/{arm}/gsvae"]["weights"] for arm in ("baseline", "losses", "transformer")
+    }
+    layers = {
+        arm: prepared[f"seed-0/{arm}/gsvae"]["network"]["transformer_layers"]
+        for arm in ("baseline", "losses", "transformer", "both")
+    }
+    for arm in ("baseline", "transformer"):
+        assert weights[arm]["identity"] == weights[arm]["pathology"] == weights[arm]["classification"] == 0
+    assert min(weights["losses"][name] for name in ("identity", "pathology", "classification")) > 0
+    assert layers == {"baseline": 0, "losses": 0, "transformer": 4, "both": 4}
+
+
+def test_a_loss_s_judge_is_given_only_to_the_arms_that_use_it():
+    stages = make_plan(FILE, experiment("seeds=[0]")).stages
+    assert stages["seed-0/baseline/gsvae"].inputs == {}
+    assert set(stages["seed-0/both/gsvae"].inputs) == {"pathology", "identity"}
+
+
+def test_judges_that_score_are_apart_from_those_of_the_losses():
+    prepared = make_plan(FILE, experiment()).prepared
+    losses = {(prepared[f"seed-{s}/judges/{r}"]["seed"]) for s in range(3) for r in ("pathology", "identity")}
+    scores = {
+        (prepared[f"seed-{s}/judges/{r}"]["seed"]) for s in range(3) for r in ("classifier", "segmentor")
+    }
+    assert not losses & scores
+    assert {prepared[f"seed-0/judges/{r}"]["loader"]["fold"] for r in ("pathology", "identity")} == {"a"}
+    assert {prepared[f"seed-0/judges/{r}"]["loader"]["fold"] for r in ("classifier", "segmentor")} == {"b"}
+
+
+def test_encodings_and_trainings_are_of_the_pipeline_s_kinds():
+    stages = make_plan(FILE, experiment("seeds=[0]")).stages
+    assert isinstance(stages["seed-0/both/latents"], EncodeRun)
+    assert stages["seed-0/both/latents"].settings.prompts == "report"
+    assert stages["seed-0/refined/latents"].settings.prompts == "refined_report"
+    model = stages["seed-0/both/pathology_ldm"]
+    assert isinstance(model, StageRun)
+    assert model.data == "seed-0/both/latents"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("arms=[everything]", "'everything' is no arm; arms: baseline, losses"),
+        ("full=everything", "'everything' is no arm"),
+        ("seeds=[]", "one or more different numbers"),
+        ("seeds=[1,1]", "one or more different numbers"),
+        ("judges={}", "judges must be pathology, identity, classifier, segmentor"),
+        ("scoring.images=3", "Unknown setting 'scoring.images'"),
+    ],
+)
+def test_settings_that_cannot_be_run_are_refused(override, message):
+    with pytest.raises(ConfigError, match=message):
+        experiment(override)
+
+
+@pytest.mark.parametrize("override", ["gsvae.settings.stepps=3", "ablation.both.encode.promts=report"])
+def test_settings_of_a_step_are_checked_before_anything_starts(override):
+    with pytest.raises(ConfigError, match="Unknown setting"):
+        make_plan(FILE, experiment(override))
+
+
+def test_an_unknown_experiment_is_named_with_those_that_exist():
+    with pytest.raises(ConfigError, match=r"no experiment 'x'\. Available: causal_disentanglement"):
+        read_experiment(FILE.with_name("x.yaml"), [])
+
+
+# Numbers.
+
+
+def test_a_spread_is_mean_and_deviation_over_seeds():
+    spread = Spread.of([1.0, 2.0, 3.0])
+    assert (spread.mean, spread.deviation) == (2.0, 1.0)
+    assert spread.text == "2.00 ± 1.000"
+    assert spread.as_json() == {"mean": 2.0, "deviation": 1.0, "seeds": [1.0, 2.0, 3.0]}
+
+
+def test_one_seed_has_no_deviation():
+    spread = Spread.of([0.5])
+    assert math.isnan(spread.deviation)
+    assert spread.text == "0.500"
+    assert spread.as_json()["deviation"] is None
+
+
+def test_a_seed_without_a_number_is_not_averaged_away():
+    spread = Spread.of([1.0, None, 3.0])
+    assert math.isnan(spread.mean)
+    assert spread.text == ""
+    assert spread.as_json() == {"mean": None, "deviation": None, "seeds": [1.0, None, 3.0]}
+
+
+@pytest.mark.parametrize(
+    ("values", "bar", "better", "met", "margin"),
+    [
+        ((0.96, 0.98), 0.95, "higher", True, 0.02),
+        ((0.90, 0.92), 0.95, "higher", False, -0.04),
+        ((0.95,), 0.95, "higher", True, 0.0),
+        ((0.04,), 0.05, "lower", True, 0.01),
+        ((0.08,), 0.05, "lower", False, -0.03),
+        ((0.03, 0.05), Spread((0.05, 0.06)), "lower", True, 0.015),
+        ((0.05,), Spread((0.05,)), "lower", False, 0.0),  # as good as the baseline does not beat it
+    ],
+)
+def test_bars(values, bar, better, met, margin):
+    found = Bar("what", Spread(values), bar, better)
+    assert found.met is met
+    assert found.margin == pytest.approx(margin)
+    assert found.verdict.startswith("met, by" if met else "missed by")
+
+
+def test_a_bar_says_by_how_much_it_is_missed():
+    assert Bar("what", Spread((0.88,)), 0.95, "higher").verdict == "missed by 0.070"
+
+
+def test_what_was_not_measured_is_neither_met_nor_missed():
+    bar = Bar("what", Spread.of([None]), 0.95, "higher")
+    assert bar.met is None
+    assert bar.verdict == "not measured"
+    json.dumps(bar.as_json(), allow_nan=False)
+
+
+# Tables.
+
+
+def scored(**values):
+    """A seed's file of scores; ``__`` and ``_of_`` spell the brackets of a key."""
+    return {"metrics": {name: {"value": value} for name, value in values.items()}}
+
+
+def seed_scores(frechet, auroc, error=0.03, no_edit=0.05, nearest=0.08, heart=0.04):
+    return scored(
+        **{
+            "frechet_distance": frechet,
+            "effectiveness_auroc_macro": auroc,
+            "effectiveness_ratio_macro[common]": auroc / 0.9,
+            "ground_truth_error": error,
+            "ground_truth_error[no edit]": no_edit,
+            "ground_truth_error[nearest training image]": nearest,
+            "ground_truth_error_where_changed": 0.1,
+            "ground_truth_error_where_changed[no edit]": 0.3,
+            "ground_truth_error_where_changed[nearest training image]": 0.2,
+            "area_deviation[heart]": heart,
+            "off_target_change": 0.02,
+            "off_target_change[exact counterfactual]": 0.01,
+            "effectiveness_ratio[edema]": 0.97,
+        }
+    )
+
+
+ARMS = {
+    "first": Arm(label="First", published={"frechet_distance": 22.82, "auroc": 0.592}),
+    "second": Arm(label="+ second", published={"frechet_distance": 20.48, "auroc": 0.614}),
+}
+
+
+def test_the_ablation_has_a_row_for_each_arm():
+    rows = ablation(
+        ARMS, {"first": [seed_scores(9, 0.6), seed_scores(11, 0.7)], "second": [seed_scores(4, 0.8)]}
+    )
+    assert [row.name for row in rows] == ["first", "second"]
+    assert rows[0].numbers["frechet_distance"].mean == 10
+    assert rows[0].numbers["auroc"].mean == pytest.approx(0.65)
+    assert rows[1].numbers["area_heart"].values == (0.04,)
+
+
+def test_steps_that_go_as_in_the_paper_contradict_nothing():
+    scores = {"first": [seed_scores(10, 0.6)], "second": [seed_scores(9, 0.7)]}
+    assert contradictions(ablation(ARMS, scores)) == []
+
+
+def test_a_step_that_goes_the_other_way_is_said():
+    scores = {
+        "first": [seed_scores(10, 0.6), seed_scores(10, 0.6)],
+        "second": [seed_scores(14, 0.7), seed_scores(9, 0.7)],
+    }
+    [sentence] = contradictions(ablation(ARMS, scores))
+    assert sentence.startswith("Fréchet distance: the paper goes from 22.82 (First) to 20.48 (+ second)")
+    assert sentence.endswith("in 1 of 2 seeds.")
+
+
+def test_a_step_whose_numbers_are_missing_is_no_contradiction():
+    scores = {"first": [seed_scores(10, 0.6)], "second": [seed_scores(9, 0.7)]}
+    scores["second"][0]["metrics"]["frechet_distance"]["value"] = None
+    assert contradictions(ablation(ARMS, scores)) == []
+
+
+def test_bars_of_the_full_arm():
+    ratio, no_edit, nearest, heart = counterfactual_bars([seed_scores(5, 0.81, error=0.06)])
+    assert (ratio.met, ratio.margin) == (False, pytest.approx(0.9 - 0.95))
+    assert (no_edit.met, nearest.met, heart.met) == (False, True, True)
+    assert "0.100 against 0.300" in no_edit.note
+
+
+def rare_seed(ratio=0.92, diversity=0.9, reached=None, times=30.0):
+    entry = {
+        "auroc": 0.9,
+        "ratio": ratio,
+        "diversity": diversity,
+        "deviation": 0.9,
+        "distance": 0.5,
+        "seconds": 0.2,
+    }
+    return {
+        "findings": {
+            "pneumothorax": {
+                "with": entry,
+                "without": {**entry, "ratio": 0.8},
+                "real": {"auroc": 0.97, "positives": 40, "negatives": 900},
+                "judge": "classifier:0",
+                "samples": 8,
+                "printed": {
+                    "samples": 4,
+                    "start": 1.0,
+                    "ours": {"seconds": 0.1, "distance": 0.4},
+                    "as_printed": {"seconds": 0.05, "distance": 0.9},
+                    "trace": [
+                        {"iterations": 10, "seconds": 0.3, "distance": 0.9},
+                        {"iterations": 20, "seconds": 3.0, "distance": 0.7},
+                    ],
+                    "reached": reached,
+                    "times": times,
+                },
+            }
+        }
+    }
+
+
+def test_bars_of_rare_findings():
+    ratio, diversity, times = rare_bars([rare_seed(), rare_seed(ratio=0.86, diversity=0.6)])
+    assert (ratio.spread.mean, ratio.met) == (pytest.approx(0.89), False)
+    assert (diversity.spread.mean, diversity.met) == (pytest.approx(0.75), False)
+    assert times.verdict == "met"
+    assert times.note.startswith("it never is within 20 iterations")
+
+
+def test_an_algorithm_2_that_arrives_soon_misses_the_bar():
+    arrived = {"iterations": 20, "seconds": 0.3, "distance": 0.4}
+    times = rare_bars([rare_seed(reached=arrived, times=3.0)])[2]
+    assert times.verdict == "missed by 7.00"
+
+
+def utility_seed(gain):
+    real = [[0.7] * 7, [0.6] * 7]
+    more = [[0.7 + gain] * 7, [0.6, None, *[0.6] * 5]]
+    return {
+        "findings": ["edema", "pneumothorax"],
+        "synthetic": 60,
+        "real": 300,
+        "rare": ["pneumothorax"],
+        "scores": {"real": real, "with synthetic": more},
+    }
+
+
+def test_downstream_scores_of_seeds_are_joined():
+    scores, findings = utility_scores([utility_seed(0.1), utility_seed(0.2)])
+    assert findings == ("edema", "pneumothorax")
+    assert scores["with synthetic"].shape == (2, 2, 7)
+    assert np.isnan(scores["with synthetic"][:, 1, 1]).all()
+    assert scores["with synthetic"][1, 0, 0] == pytest.approx(0.9)
+
+
+MANIFEST = DatasetManifest(
+    study_schema=1,
+    source="phantom",
+    config={},
+    code_version="0",
+    image_size=32,
+    finding_names=("edema", "pneumothorax"),
+    vocabulary={},
+    counts={"train": {"studies": 3, "patients": 2, "findings": {}, "sex": {}, "age_band": {}}},
+    quarantined={},
+    shards={},
+    fingerprint="abc",
+)
+
+
+def outcome(**more):
+    return Outcome(experiment("seeds=[0]"), MANIFEST, {"full": [seed_scores(5, 0.81)]}, **more)
+
+
+def test_the_tables_are_plain_json_with_every_seed():
+    tables = outcome(rare=[rare_seed()], utility=[utility_seed(0.1)]).tables()
+    again = json.loads(json.dumps(tables, allow_nan=False))
+    assert again["ablation"][0]["published"] == {"frechet_distance": 7.25, "auroc": 0.811}
+    assert again["ablation"][0]["frechet_distance"]["seeds"] == [5.0]
+    assert len(again["bars"]) == 4 + 3
+    assert again["counterfactuals"]["edema"]["effectiveness_ratio"]["mean"] == 0.97
+    assert again["counterfactuals"]["pneumothorax"]["effectiveness_ratio"]["mean"] is None
+
+
+def test_the_page_shows_all_four_tables():
+    page = outcome(rare=[rare_seed()], utility=[utility_seed(0.1)]).report().render()
+    for text in ("(a) Ablation", "(b) Counterfactuals", "(c) Rare findings", "(d) Downstream use"):
+        assert text in page
+    assert "missed by 0.050" in page
+    assert "0.811" in page
+    assert "Algorithm 2, 20 iterations" in page
+
+
+def test_a_part_without_the_full_arm_says_so():
+    part = Outcome(experiment("seeds=[0]"), MANIFEST, {"baseline": [seed_scores(5, 0.8)]})
+    assert part.bars() == []
+    page = part.report().render()
+    assert "arm with everything was not among" in page
+    assert "(c) Rare findings" not in page
+
+
+def test_a_table_of_bars_has_limit_and_verdict():
+    [row] = bars_table([Bar("what", Spread((0.3,)), Spread((0.5,)), "lower")]).rows
+    assert list(row) == ["what", "0.300", "below 0.500", "met, by 0.200", ""]
+
+
+# Rare findings.
+
+
+def test_rare_findings_are_those_of_at_most_5_percent_rarest_first():
+    assert rare_findings({"a": 0.2, "b": 0.05, "c": 0.01}) == ("c", "b")
+    assert rare_findings({"a": 0.2, "b": 0.1}) == ("b",)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A small trained model, and studies."""
+    folder = tmp_path_factory.mktemp("reproduction")
+    parents = parent_bundles(folder)
+    batch, _ = encoded(parents, count=12)
+    return ldm_bundle(folder / "model", parents), batch
+
+
+def rare_noise(small, **settings):
+    bundle, batch = small
+    finding = batch.finding_names[0]
+    optimise = NoiseOptimisationConfig(steps=2, iterations=3, **settings)
+    return RareNoise(bundle, batch, (finding,), references=4, optimise=optimise), finding, batch
+
+
+def test_shows_reads_known_labels_only(small):
+    _, batch = small
+    finding = batch.finding_names[0]
+    for value in (0, 1):
+        rows = shows(batch, finding, value)
+        assert (batch.findings[rows, 0] == value).all()
+        assert batch.finding_mask[rows, 0].all()
+
+
+def test_too_few_reference_images_are_refused(small):
+    bundle, batch = small
+    finding = batch.finding_names[0]
+    alone = batch.select(torch.cat([shows(batch, finding, 1)[:1], shows(batch, finding, 0)]))
+    with pytest.raises(ValueError, match=r"1 of \d+ training images show"):
+        RareNoise(bundle, alone, (finding,), references=4, optimise=NoiseOptimisationConfig())
+
+
+def test_optimised_edits_change_only_patients_whose_donor_shows_the_rare_finding(small):
+    rare, finding, batch = rare_noise(small)
+    plain = RareNoise(small[0], batch, (), references=4, optimise=rare.optimise)
+    order = torch.arange(len(batch)).roll(1)
+    donor = batch.select(order)
+    images = [
+        optimised_editor(each, source="refined_report", seed=0)(batch.image, batch, donor)
+        for each in (rare, plain)
+    ]
+    changed = (images[0] - images[1]).flatten(1).abs().amax(dim=1) > 1e-4
+    shown = torch.zeros(len(batch), dtype=torch.bool)
+    shown[shows(donor, finding, 1)] = True
+    assert shown.any()
+    assert not changed[~shown].any()
+    assert changed[shown].any()
+
+
+def test_the_null_edit_repaints(small):
+    rare, _, batch = rare_noise(small)
+    edit = optimised_editor(rare, source="refined_report", seed=0)
+    model = rare.model
+    assert torch.equal(edit(batch.image, batch, batch), model.decode(*model.encode(batch.image)))
+
+
+class _Bench:
+    seed, prompts = 5, "refined_report"
+
+
+def test_algorithm_2_is_given_growing_budgets_until_it_is_as_near(small):
+    rare, finding, batch = rare_noise(small)
+    source = batch.select(shows(batch, finding, 0))
+    asked = Asked(rare, finding, source, _Bench())
+    found = against_printed(asked, samples=2, most=25)
+    budgets = [entry["iterations"] for entry in found["trace"]]
+    assert budgets == [10, 20, 25][: len(budgets)]
+    near = [entry["distance"] <= found["ours"]["distance"] for entry in found["trace"]]
+    assert not any(near[:-1])
+    assert (found["reached"] is not None) == near[-1]
+    last = found["trace"][-1]
+    assert found["times"] == pytest.approx(last["seconds"] / found["ours"]["seconds"])
+    assert found["samples"] == 2
+
+
+def test_the_first_studies_are_asked_as_among_all(small):
+    rare, finding, batch = rare_noise(small)
+    asked = Asked(rare, finding, batch, _Bench())
+    part = asked.first(3)
+    assert part.seeds.tolist() == [image_seed(5, name) for name in batch.image_ids[:3]]
+    whole = asked.image(rare.model.noise(asked.seeds))
+    assert torch.allclose(part.image(rare.model.noise(part.seeds)), whole[:3], atol=1e-5)
