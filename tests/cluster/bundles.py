@@ -7,19 +7,19 @@ from pathlib import Path
 import torch
 
 from counterray.bundle import Bundle, write_bundle
-from counterray.data.dataset import Dataset
+from counterray.data.dataset import Dataset, DatasetInfo
 from counterray.storage import resolve
 from counterray.training.stage import Stage
 
 
-def bundle_of(stage: Stage, folder: Path, dataset: Dataset) -> Bundle:
-    """The untrained stage, built for the dataset, as a bundle."""
+def bundle_of(stage: Stage, folder: Path, dataset: Dataset, info: DatasetInfo | None = None) -> Bundle:
+    """The untrained stage, built for the dataset (or what ``info`` says of it), as a bundle."""
     torch.manual_seed(0)
     return write_bundle(
         resolve(folder),
         method="test",
         stage=stage.name,
         config=stage.config.model_dump(mode="json"),
-        export=stage.export(stage.build({}, dataset.info())),
+        export=stage.export(stage.build({}, info or dataset.info())),
         data_fingerprint=dataset.manifest.fingerprint,
     )
