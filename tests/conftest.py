@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from counterray.config import validate
 from counterray.data.dataset import Dataset, open_dataset
@@ -16,6 +17,9 @@ from counterray.data.ingest import IngestConfig, ingest
 from tests.s3_server import S3Server, serve
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Tiny networks gain nothing from more threads, which wait for each other where cores are shared.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -45,6 +45,8 @@ class WorkersConfig(Config):
     """Processes that hold the generator; as many as the cluster's CPUs allow by default."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     """CPUs that Ray reserves for a worker."""
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    """GPUs that Ray reserves for a worker, which computes on its first one; 0 computes on the CPU."""
     threads: int = Field(default=1, ge=1)
     """Threads of torch's CPU operators in a worker."""
 

@@ -70,7 +70,12 @@ def workers(
 
 
 def _start(make: Callable[[], Any], config: WorkersConfig, at_most: int) -> list[Any]:
-    options = {"num_cpus": config.cpus_per_worker, "max_restarts": RESTARTS, "max_task_retries": RESTARTS}
+    options = {
+        "num_cpus": config.cpus_per_worker,
+        "num_gpus": config.gpus_per_worker,
+        "max_restarts": RESTARTS,
+        "max_task_retries": RESTARTS,
+    }
     actor = ray.remote(**options)(_Worker)
     pickled = ray.cloudpickle.dumps(make)
     return [actor.remote(pickled, config.threads) for _ in range(max(1, min(_workers(config), at_most)))]

@@ -124,9 +124,10 @@ def test_settings_reach_the_generator_that_has_some_and_are_refused_elsewhere(tm
     made = open_generator(ldm, settings=settings)
     assert isinstance(made, PathologyLDMGenerator)
     assert made.config.abduction == "inverted"
-    assert made.config.sampler is not None
-    assert made.config.sampler.steps == 3
-    with pytest.raises(ConfigError, match=r"Unknown setting 'sampler\.step'"):
+    own = made.model.sampler
+    assert made.sampler == own.model_copy(update={"steps": 3})
+    assert own.steps != 3
+    with pytest.raises(ConfigError, match=r"Unknown setting 'step'"):
         open_generator(ldm, settings={"sampler": {"step": 3}})
     with pytest.raises(ConfigError, match="gsvae generator has no settings; leave out sampler"):
         open_generator(gsvae(tmp_path / "gsvae"), settings=settings)

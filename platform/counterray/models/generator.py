@@ -94,6 +94,14 @@ class Generator(Protocol):
         ...
 
 
+def generation_device() -> torch.device:
+    """Where generators compute: the first GPU that this process may use, else the CPU.
+
+    A Ray worker sees the GPUs that it asked for and no others.
+    """
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def image_seed(seed: int, image_id: str, sample: int = 0) -> int:
     """Seed of one image, 0 to 2^63 - 1: it depends on nothing but its own study and sample."""
     digest = hashlib.sha256(f"{seed}\0{image_id}\0{sample}".encode()).digest()

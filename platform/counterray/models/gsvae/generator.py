@@ -9,7 +9,13 @@ from torch import Tensor
 
 from counterray.bundle import Bundle
 from counterray.data.study import Batch
-from counterray.models.generator import Edit, EditError, edited_findings, parents_of_findings
+from counterray.models.generator import (
+    Edit,
+    EditError,
+    edited_findings,
+    generation_device,
+    parents_of_findings,
+)
 from counterray.models.gsvae.bank import PathologyBank
 from counterray.models.gsvae.mechanism import GSVAEMechanism
 from counterray.models.gsvae.stages import GSVAEConfig, load
@@ -25,7 +31,8 @@ class GSVAEGenerator:
     """
 
     def __init__(self, bundle: Bundle, training: Iterable[Batch] = ()) -> None:
-        self.network = load(bundle)
+        self.device = generation_device()
+        self.network = load(bundle).to(self.device)
         self.config = GSVAEConfig.model_validate(bundle.metadata["config"])
         self.image_size: int = self.network.image_size
         self.finding_names: tuple[str, ...] = tuple(bundle.metadata["finding_names"])
@@ -40,10 +47,12 @@ class GSVAEGenerator:
                 are found by their labels, which have none.
             NoDonorError: If no training image shows exactly the findings that some row asks for.
         """
+        batch = batch.to(self.device)
         if donor is not None:
+            donor = donor.to(self.device)
             mechanism = self._mechanism(None)
             noise = mechanism.abduct(batch.image, {})
-            return mechanism.predict(mechanism.with_pathology(noise, donor.image), {})
+            return mechanism.predict(mechanism.with_pathology(noise, donor.image), {}).cpu()
         if edit.prompt or edit.severity:
             raise EditError(
                 "gsvae edits by findings (do) or by a donor, not by words or severity; train pathology_ldm "
@@ -53,11 +62,13 @@ class GSVAEGenerator:
         known = batch.findings.where(batch.finding_mask, torch.nan)
         noise = mechanism.abduct(batch.image, parents_of_findings(batch, known))
         target = edited_findings(batch, edit.require(self.finding_names))
-        return mechanism.predict(noise, parents_of_findings(batch, target))
+        return mechanism.predict(noise, parents_of_findings(batch, target)).cpu()
 
     def _read_bank(self) -> PathologyBank:
         if self._bank is None:
-            self._bank = PathologyBank.build(self.network, self._training)
+            self._bank = PathologyBank.build(
+                self.network, (batch.to(self.device) for batch in self._training)
+            )
         return self._bank
 
     def _mechanism(self, bank: PathologyBank | None) -> GSVAEMechanism:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from counterray.bundle import Bundle
-from counterray.config import Config
+from counterray.config import Config, validate
 from counterray.data.study import Batch
 from counterray.diffusion.noise_optimisation import NoiseOptimisationConfig, optimise_noise
 from counterray.diffusion.sampling import SamplerConfig
 from counterray.diffusion.targets import targets_for, typical_spread
-from counterray.models.generator import Edit, EditError, edited_findings, image_seed
+from counterray.models.generator import Edit, EditError, edited_findings, generation_device, image_seed
 from counterray.models.pathology_ldm.mechanism import Abduction
 from counterray.models.pathology_ldm.model import PathologyLDM
 from counterray.models.pathology_ldm.prompts import PromptSource, edited_prompts, study_prompts
@@ -30,8 +31,8 @@ class NoReferenceError(LookupError):
 class GenerationConfig(Config):
     """How `pathology_ldm` generates."""
 
-    sampler: SamplerConfig | None = None
-    """How pathology is drawn; as the bundle's training says where null."""
+    sampler: dict[str, Any] = Field(default_factory=dict)
+    """Settings of `SamplerConfig` in place of the bundle's own."""
     prompts: PromptSource = "refined_report"
     """Where the words come from that say what a patient shows beside the edit."""
     abduction: Abduction = "fresh"
@@ -54,8 +55,10 @@ class PathologyLDMGenerator:
     def __init__(
         self, bundle: Bundle, training: Iterable[Batch] = (), config: GenerationConfig | None = None
     ) -> None:
-        self.model = load(bundle)
+        self.model = load(bundle).to(generation_device())
         self.config = config or GenerationConfig()
+        own = self.model.sampler.model_dump()
+        self.sampler = validate(SamplerConfig, {**own, **self.config.sampler})
         self.image_size: int = self.model.image_size
         self.finding_names: tuple[str, ...] = tuple(bundle.metadata["finding_names"])
         self._training = training
@@ -94,7 +97,7 @@ class PathologyLDMGenerator:
         return changed.any(dim=1).nonzero().flatten()
 
     def _drawn(self, batch: Batch, edit: Edit, identity: Tensor, pathology: Tensor, seeds: Tensor) -> Tensor:
-        sampler = self.config.sampler or self.model.sampler
+        sampler = self.sampler
         condition = self.model.prompts(edited_prompts(batch, edit, self.config.prompts))
         if self.config.abduction == "inverted":
             own = self.model.prompts(study_prompts(batch, self.config.prompts))
