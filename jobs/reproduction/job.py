@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -136,6 +137,15 @@ def _measured(measurement: Measurement, bench: Bench, file: str, kind: Kind) -> 
         before: dict[str, Any] = place.read_json()
         if before["request"] == request:
             return before
-    result = {"request": request, "seed": bench.seed, **measurement(bench)}
+    result: dict[str, Any] = plain({"request": request, "seed": bench.seed, **measurement(bench)})
     place.write_json(result)
     return result
+
+
+def plain(value: Any) -> Any:
+    """The same with ``None`` for numbers that are not finite, for which JSON has no word."""
+    if isinstance(value, Mapping):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -34,8 +34,9 @@ def rare_edits(bench: Bench) -> dict[str, Any]:
     a ratio to such real images that show the finding.
 
     Returns:
-        Finding to ``without``, ``with`` (each ``auroc``, ``ratio``, ``diversity``, ``deviation``,
-        ``distance``, ``seconds`` a sample), ``real`` and ``printed``, see `against_printed`.
+        ``order``: the findings, the rarest first. ``findings``: name to ``without`` and ``with`` (both
+        ``auroc``, ``ratio``, ``diversity``, ``deviation``, ``distance``, ``seconds`` a sample), ``real``, and
+        ``printed``, see `against_printed`.
     """
     bundles, settings = bench.bundles(), bench.experiment.rare
     findings = rare_findings(bench.prevalence())
@@ -56,7 +57,7 @@ def rare_edits(bench: Bench) -> dict[str, Any]:
             **_compared(asked, judge, features, real),
             "printed": against_printed(asked, samples=settings.timed, most=settings.printed_iterations),
         }
-    return outcome
+    return {"order": list(findings), "findings": outcome}
 
 
 class Asked:

@@ -209,7 +209,7 @@ def bars_table(bars: Sequence[Bar]) -> Table:
 def rare_section(measured: Sequence[Measured]) -> Section:
     """Table (c)."""
     blocks: list[Block] = []
-    for finding in measured[0]["findings"] if measured else ():
+    for finding in measured[0]["order"] if measured else ():
         seeds = [seed["findings"][finding] for seed in measured]
         counts = f"{seeds[0]['samples']} test studies without it, {seeds[0]['real']['positives']} real images"
         rows: list[list[Cell]] = [

@@ -41,6 +41,7 @@ def score_arm(bench: Bench) -> dict[str, Any]:
         ),
         exact=exact_counterfactuals(bench.dataset().manifest),
         training=training,
+        validation=bench.read("validation", scoring.studies),
         prevalence=bench.prevalence(),
         cycles=(1,),
         law_images=_LAW_IMAGES,

@@ -258,7 +258,7 @@ def counterfactual_bars(measured: Sequence[Measured]) -> list[Bar]:
 
 def rare_bars(measured: Sequence[Measured]) -> list[Bar]:
     """The bars of table (c), of the rarest finding."""
-    rarest = next(iter(measured[0]["findings"]))
+    rarest = measured[0]["order"][0]
     words = rarest.replace("_", " ")
     seeds = [seed["findings"][rarest] for seed in measured]
     never = all(seed["printed"]["reached"] is None for seed in seeds)

@@ -21,7 +21,7 @@ def measure_utility(bench: Bench) -> dict[str, Any]:
 
     Returns:
         ``findings``, ``synthetic`` (number of images), ``rare`` (what they show), and ``scores``: arm to
-        ``[findings, measures]``, NaN as ``None``.
+        ``[findings, measures]``.
     """
     settings, training = bench.experiment.downstream, bench.training()
     findings = [name for name in settings.findings if name in training.finding_names]
@@ -40,10 +40,7 @@ def measure_utility(bench: Bench) -> dict[str, Any]:
         "synthetic": len(synthetic),
         "real": len(training),
         "rare": list(rare_findings(bench.prevalence())),
-        "scores": {
-            arm: [[value if value == value else None for value in row] for row in values[0].tolist()]
-            for arm, values in utility.scores.items()
-        },
+        "scores": {arm: values[0].tolist() for arm, values in utility.scores.items()},
     }
 
 

@@ -14,6 +14,7 @@ from counterray.models.generator import image_seed
 from jobs.pipeline import EncodeRun, StageRun
 from jobs.reproduction.bench import RareNoise, rare_findings, shows
 from jobs.reproduction.experiment import Arm, make_plan, read_experiment
+from jobs.reproduction.job import plain
 from jobs.reproduction.rare import Asked, against_printed
 from jobs.reproduction.report import Outcome, bars_table
 from jobs.reproduction.scores import optimised_editor
@@ -269,6 +270,7 @@ def rare_seed(ratio=0.92, diversity=0.9, reached=None, times=30.0):
         "seconds": 0.2,
     }
     return {
+        "order": ["pneumothorax"],
         "findings": {
             "pneumothorax": {
                 "with": entry,
@@ -289,7 +291,7 @@ def rare_seed(ratio=0.92, diversity=0.9, reached=None, times=30.0):
                     "times": times,
                 },
             }
-        }
+        },
     }
 
 
@@ -441,6 +443,10 @@ def test_the_null_edit_repaints(small):
     edit = optimised_editor(rare, source="refined_report", seed=0)
     model = rare.model
     assert torch.equal(edit(batch.image, batch, batch), model.decode(*model.encode(batch.image)))
+
+
+def test_what_json_cannot_say_is_none_however_deep():
+    assert plain({"a": [math.nan, (1.0, math.inf)], "b": "nan"}) == {"a": [None, [1.0, None]], "b": "nan"}
 
 
 class _Bench:

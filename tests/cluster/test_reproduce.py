@@ -1,0 +1,90 @@
+"""The experiment end to end at a tenth of its size: every arm, killed, run again, and not done twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+_JUDGE = {"steps": 8, "batch_size": 16, "checkpoint.every_steps": 8, "checkpoint.validation_studies": 32}
+TINY = {
+    "ingest.source.studies": 600,
+    "ingest.image_size": 32,
+    "seeds": [0],
+    "arms": ["baseline", "full"],
+    "scoring.studies": 24,
+    "scoring.minimum_positives": 2,
+    "rare.studies": 6,
+    "rare.timed": 2,
+    "rare.printed_iterations": 10,
+    "rare.optimise.iterations": 3,
+    "rare.optimise.steps": 2,
+    "downstream.synthetic": 4,
+    "downstream.network.width": 8,
+    "downstream.network.steps": 5,
+    "downstream.network.batch_size": 16,
+    **{
+        f"judges.{role}.settings.{name}": value
+        for role in ("pathology", "identity", "classifier", "segmentor")
+        for name, value in _JUDGE.items()
+    },
+    **{f"gsvae.settings.{name}": value for name, value in _JUDGE.items()},
+    **{f"pathology_ldm.settings.{name}": value for name, value in _JUDGE.items()},
+    "pathology_ldm.settings.sampler": {"steps": 4},
+}
+
+
+def command(out: Path) -> list[str]:
+    line = [sys.executable, "-m", "jobs", "reproduce", "--experiment", "causal_disentanglement"]
+    for name, value in TINY.items():
+        line += ["--set", f"{name}={json.dumps(value)}"]
+    return [*line, "--out", str(out), "--json"]
+
+
+def start(out: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+    environment.pop("RAY_ADDRESS", None)
+    return subprocess.Popen(
+        command(out), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_an_experiment_that_was_killed_goes_on_and_writes_its_tables(tmp_path: Path) -> None:
+    first = tmp_path / "seed-0" / "judges" / "pathology" / "bundle" / "manifest.json"
+    process, end = start(tmp_path), time.monotonic() + 300
+    while not first.exists():
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    written = first.stat().st_mtime_ns
+
+    process = start(tmp_path)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err[-3000:]
+    result = json.loads(out.splitlines()[-1])
+
+    assert first.stat().st_mtime_ns == written
+    tables = json.loads((tmp_path / "tables.json").read_text())
+    assert [row["arm"] for row in tables["ablation"]] == ["baseline", "full"]
+    assert all(row["frechet_distance"]["mean"] > 0 for row in tables["ablation"])
+    assert len(tables["rare"]) == len(tables["downstream"]) == 1
+    assert tables["rare"][0]["order"][0] == "pneumothorax"
+    assert result["bars"] == tables["bars"]
+    assert len(tables["bars"]) == 3 + 3 + 3
+    page = (tmp_path / "report.html").read_text()
+    assert "(d) Downstream use" in page
+    assert "http" not in page.split("</head>")[0]
+    # The full arm draws with the model of the arm before it.
+    assert not (tmp_path / "seed-0" / "full" / "pathology_ldm").exists()
+    assert (tmp_path / "seed-0" / "refined" / "pathology_ldm" / "bundle" / "manifest.json").exists()
