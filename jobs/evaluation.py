@@ -22,7 +22,7 @@ from counterray.evaluation.generator_report import generator_report
 from counterray.evaluation.judge import judge_metrics, open_judge
 from counterray.evaluation.metric import as_json
 from counterray.evaluation.metric_sections import metric_table
-from counterray.evaluation.opening import exact_counterfactuals, gather, open_editor, reads_words
+from counterray.evaluation.opening import exact_counterfactuals, gather, open_editor, word_source
 from counterray.evaluation.reading_set import export_reading_set
 from counterray.evaluation.report import Report, Section
 from counterray.evaluation.sections import (
@@ -67,8 +67,9 @@ class EvaluateConfig(Config):
     memorisation, perceptual distance."""
     training_studies: int = Field(default=4000, ge=2)
     """Training studies to compare with at most: for memorisation and the nearest training image."""
-    prompts: PromptSource = "refined_report"
-    """Where a donor's words come from, for generators that read words."""
+    prompts: PromptSource | None = None
+    """Where a donor's words come from, for generators that read words; what they were trained on where
+    null."""
     reading_set: int = Field(default=0, ge=0)
     """Pairs of pictures to export for blinded readers, beside the report and apart from their key; 0 for
     none."""
@@ -163,16 +164,18 @@ def _text_condition(
     bundle: Bundle, donor: Batch, dataset: Dataset, config: EvaluateConfig
 ) -> TextCondition | None:
     """What the generator is told of the donors; ``None`` where it looks at their images."""
-    if not reads_words(bundle):
+    trained_on = word_source(bundle)
+    if trained_on is None:
         return None
-    prompts = study_prompts(donor, config.prompts)
+    source = config.prompts or trained_on
+    prompts = study_prompts(donor, source)
     if not any(prompts):
         raise ValueError(
-            f"None of the {len(donor)} studies has a {config.prompts.replace('_', ' ')} for the generator to "
+            f"None of the {len(donor)} studies has a {source.replace('_', ' ')} for the generator to "
             "read. Run python -m jobs refine and score on its result, or set prompts=labels."
         )
     return TextCondition(
-        source=config.prompts, prompts=tuple(prompts), synthetic=dataset.manifest.source == "phantom"
+        source=source, prompts=tuple(prompts), synthetic=dataset.manifest.source == "phantom"
     )
 
 

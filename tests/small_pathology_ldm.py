@@ -68,6 +68,7 @@ def encoded(parents, count=8, seed=0, config=TOWER):
     )
     checksums = {role: bundle.checksum for role, bundle in parents.items()}
     encoding = {"text": config.model_dump(mode="json"), "text_weights": weights_checksum(text)}
+    encoding["prompts"] = "refined_report"
     return batch, replace(INFO, tensors=infos, parents=checksums, encoding=encoding)
 
 

@@ -152,6 +152,7 @@ def untrained(dataset: Dataset, folder: Path) -> Bundle:
     tensors = {name: TensorInfo(shape=shape, dtype="float16") for name, shape in shapes.items()}
     checksums = {role: parent.checksum for role, parent in parents.items()}
     encoding = {"text": {"kind": "tower", "context": context}, "text_weights": weights_checksum(text)}
+    encoding["prompts"] = "refined_report"
     known = replace(info, tensors=tensors, parents=checksums, encoding=encoding)
     return _bundle("pathology_ldm", known, folder, [], parents)
 

@@ -26,6 +26,7 @@ from counterray.models.gsvae.stages import load as load_gsvae
 from counterray.models.pathology_ldm.generator import GenerationConfig, PathologyLDMGenerator, text_editor
 from counterray.models.pathology_ldm.prompts import PromptSource
 from counterray.models.pathology_ldm.stages import load as load_pathology_ldm
+from counterray.models.pathology_ldm.stages import prompt_source
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,16 @@ class _Opener:
     Attributes:
         editor: Bundle, source of the donor's words and seed of the noise to an editor.
         generator: Bundle, batches of the training split and plain settings to a generator.
-        reads_words: Whether the editor reads the donor's words; else it reads the donor's image.
+        words: Where the words come from that the editor reads, by its bundle; ``None`` where it reads the
+            donor's image.
     """
 
-    editor: Callable[[Bundle, PromptSource, int], Editor]
+    editor: Callable[[Bundle, PromptSource | None, int], Editor]
     generator: Callable[[Bundle, Iterable[Batch], Mapping[str, Any]], Generator]
-    reads_words: bool
+    words: Callable[[Bundle], PromptSource] | None
 
 
-def _gsvae_editor(bundle: Bundle, prompts: PromptSource, seed: int) -> Editor:
+def _gsvae_editor(bundle: Bundle, prompts: PromptSource | None, seed: int) -> Editor:
     metadata = bundle.metadata
     return swap_editor(
         GSVAEMechanism(
@@ -54,8 +56,8 @@ def _gsvae_editor(bundle: Bundle, prompts: PromptSource, seed: int) -> Editor:
     )
 
 
-def _pathology_ldm_editor(bundle: Bundle, prompts: PromptSource, seed: int) -> Editor:
-    return text_editor(load_pathology_ldm(bundle), source=prompts, seed=seed)
+def _pathology_ldm_editor(bundle: Bundle, prompts: PromptSource | None, seed: int) -> Editor:
+    return text_editor(load_pathology_ldm(bundle), source=prompts or prompt_source(bundle), seed=seed)
 
 
 def _gsvae_generator(bundle: Bundle, training: Iterable[Batch], settings: Mapping[str, Any]) -> Generator:
@@ -71,17 +73,17 @@ def _pathology_ldm_generator(
 
 
 _OPENERS: Mapping[str, _Opener] = {
-    "gsvae": _Opener(_gsvae_editor, _gsvae_generator, reads_words=False),
-    "pathology_ldm": _Opener(_pathology_ldm_editor, _pathology_ldm_generator, reads_words=True),
+    "gsvae": _Opener(_gsvae_editor, _gsvae_generator, words=None),
+    "pathology_ldm": _Opener(_pathology_ldm_editor, _pathology_ldm_generator, words=prompt_source),
 }
 
 
-def open_editor(bundle: Bundle, *, prompts: PromptSource = "refined_report", seed: int = 0) -> Editor:
+def open_editor(bundle: Bundle, *, prompts: PromptSource | None = None, seed: int = 0) -> Editor:
     """The editor of a generator's bundle: this patient with that patient's pathology.
 
     Args:
         bundle: Of a stage that edits given images.
-        prompts: Where the donor's words come from, for an editor that `reads_words`.
+        prompts: Where the donor's words come from, for an editor that reads words; `word_source` by default.
         seed: Of the noise, for an editor that draws.
 
     Raises:
@@ -90,13 +92,14 @@ def open_editor(bundle: Bundle, *, prompts: PromptSource = "refined_report", see
     return _opener(bundle).editor(bundle, prompts, seed)
 
 
-def reads_words(bundle: Bundle) -> bool:
-    """Whether the bundle's editor takes the donor's pathology from words, not from the donor's image.
+def word_source(bundle: Bundle) -> PromptSource | None:
+    """Where the words came from that the bundle was trained on; ``None`` if it reads the donor's image.
 
     Raises:
         ValueError: If the bundle is no generator that edits a given image.
     """
-    return _opener(bundle).reads_words
+    words = _opener(bundle).words
+    return None if words is None else words(bundle)
 
 
 def open_generator(

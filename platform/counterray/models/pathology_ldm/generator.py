@@ -19,7 +19,7 @@ from counterray.models.generator import Edit, EditError, edited_findings, genera
 from counterray.models.pathology_ldm.mechanism import Abduction
 from counterray.models.pathology_ldm.model import PathologyLDM
 from counterray.models.pathology_ldm.prompts import PromptSource, edited_prompts, study_prompts
-from counterray.models.pathology_ldm.stages import load
+from counterray.models.pathology_ldm.stages import load, prompt_source
 from counterray.nn.text import TextStates
 from counterray.reports.rules import RulesRefiner
 
@@ -33,8 +33,9 @@ class GenerationConfig(Config):
 
     sampler: dict[str, Any] = Field(default_factory=dict)
     """Settings of `SamplerConfig` in place of the bundle's own."""
-    prompts: PromptSource = "refined_report"
-    """Where the words come from that say what a patient shows beside the edit."""
+    prompts: PromptSource | None = None
+    """Where the words come from that say what a patient shows beside the edit; what the bundle was trained
+    on where null."""
     abduction: Abduction = "fresh"
     """Where the initial noise comes from, see `Abduction`."""
     optimise: NoiseOptimisationConfig | None = None
@@ -57,6 +58,7 @@ class PathologyLDMGenerator:
     ) -> None:
         self.model = load(bundle).to(generation_device())
         self.config = config or GenerationConfig()
+        self.prompts = self.config.prompts or prompt_source(bundle)
         own = self.model.sampler.model_dump()
         self.sampler = validate(SamplerConfig, {**own, **self.config.sampler})
         self.image_size: int = self.model.image_size
@@ -98,9 +100,9 @@ class PathologyLDMGenerator:
 
     def _drawn(self, batch: Batch, edit: Edit, identity: Tensor, pathology: Tensor, seeds: Tensor) -> Tensor:
         sampler = self.sampler
-        condition = self.model.prompts(edited_prompts(batch, edit, self.config.prompts))
+        condition = self.model.prompts(edited_prompts(batch, edit, self.prompts))
         if self.config.abduction == "inverted":
-            own = self.model.prompts(study_prompts(batch, self.config.prompts))
+            own = self.model.prompts(study_prompts(batch, self.prompts))
             noise = self.model.invert(own, pathology, sampler=sampler)
         else:
             noise = self.model.noise(seeds)

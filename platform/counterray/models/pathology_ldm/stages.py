@@ -22,6 +22,7 @@ from counterray.models.gsvae.stages import rebuild as rebuild_gsvae
 from counterray.models.pathology_ldm.encoding import IDENTITY, PATHOLOGY, PRESENT, STATES, EncodeConfig
 from counterray.models.pathology_ldm.model import PathologyLDM
 from counterray.models.pathology_ldm.network import PathologyDenoiser
+from counterray.models.pathology_ldm.prompts import PromptSource
 from counterray.models.pathology_ldm.text import open_text_encoder, weights_checksum
 from counterray.models.predictors.common import evaluating, finding_metrics, labels_of, repeatable
 from counterray.models.predictors.image_text import TOKENIZER_FILE, ImageTextEncoder
@@ -89,7 +90,7 @@ class PathologyLDMStage:
         gsvae, judge = load_gsvae(inputs["gsvae"]).requires_grad_(False), load_text(inputs["text"])
         self.frozen = {"gsvae": gsvae, "judge": judge}
         self._parents, self._finding_names = inputs, data.finding_names
-        self._text = {name: data.encoding[name] for name in ("text", "text_weights")}
+        self._text = {name: data.encoding[name] for name in ("text", "text_weights", "prompts")}
         latents = data.tensors[PATHOLOGY]
         config = self.config
         # Standardised latents have mean 0, so that an automatic drift is 0 where the mean is what it undoes.
@@ -249,6 +250,12 @@ def _judged(model: PathologyLDM, batch: Batch, pathology: Tensor) -> Tensor:
 def _network(module: nn.Module) -> PathologyDenoiser:
     assert isinstance(module, PathologyDenoiser)
     return module
+
+
+def prompt_source(bundle: Bundle) -> PromptSource:
+    """Where the prompts came from that the bundle was trained on."""
+    source: PromptSource = bundle.expect(PathologyLDMStage.name).metadata["text_encoder"]["prompts"]
+    return source
 
 
 def _text_encoder(described: Mapping[str, Any], judge: ImageTextEncoder) -> TextEncoder:
