@@ -60,6 +60,8 @@ class EvaluateConfig(Config):
     """Seed of the donors' order and of the bootstrap."""
     cycles: tuple[int, ...] = (1, 10)
     """Numbers of repetitions for composition and reversibility."""
+    law_studies: int = Field(default=64, ge=1)
+    """Studies for composition and reversibility, which take many edits each."""
     minimum_positives: int = Field(default=50, ge=2)
     """Positive studies that a finding needs to count in macro averages."""
     features: FeatureStage = "classifier"
@@ -120,6 +122,7 @@ def _generator_report(
         validation=_others(dataset, "validation", config.studies, config),
         prevalence=_prevalence(dataset),
         cycles=config.cycles,
+        law_images=config.law_studies,
         minimum_positives=config.minimum_positives,
         seed=config.seed,
     )
