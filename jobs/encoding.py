@@ -14,6 +14,7 @@ from counterray.models.gsvae.stages import load as load_gsvae
 from counterray.models.pathology_ldm.encoding import EncodeConfig, LatentEncoder, tensor_infos
 from counterray.models.pathology_ldm.text import open_text_encoder, weights_checksum
 from counterray.models.predictors.image_text import load as load_text
+from counterray.storage import StorageError
 
 
 def encode(config: EncodeConfig, *, data: str, gsvae: str, text: str, out: str) -> Mapping[str, Any]:
@@ -25,6 +26,10 @@ def encode(config: EncodeConfig, *, data: str, gsvae: str, text: str, out: str) 
     """
     dataset = open_dataset(data)
     dataset.require_split("train")
+    if dataset.manifest.tensors:
+        raise StorageError(
+            f"The dataset at {dataset.location.uri} carries latents already. Encode its source."
+        )
     parents = {
         "gsvae": open_bundle(gsvae).expect("gsvae"),
         "text": open_bundle(text).expect("image_text_encoder"),
@@ -46,6 +51,11 @@ def encode(config: EncodeConfig, *, data: str, gsvae: str, text: str, out: str) 
     derived = derive(
         dataset, out, make, kind="encoded", settings=settings, gpus=config.gpus, workers=config.workers
     )
+    if not sum(count["prompts"] for count in derived.counts["train"]):
+        raise StorageError(
+            f"prompts = {config.prompts}: no training study of {dataset.location.uri} has one. Run python -m "
+            "jobs refine first and encode its result, or set prompts=report or prompts=labels."
+        )
     manifest = derived.finish(
         tensors=tensor_infos(derived.counts["train"]), parents=checksums, encoding=encoding
     )

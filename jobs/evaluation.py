@@ -131,6 +131,8 @@ def _generator_report(
         for scorer in scorers
     }
     facts = _facts(dataset, config)
+    if any(scorer.stage == config.features for scorer in scorers):
+        facts["Images compared by"] = f"features of the judge {config.features}"
     if config.reading_set:
         facts["Reading set"] = _export(evaluation.counterfactuals, place, config)
     report = generator_report(
@@ -294,7 +296,6 @@ def _facts(dataset: Dataset, config: EvaluateConfig) -> dict[str, str]:
         "Data": f"{dataset.manifest.source}, split {config.split}",
         "Data fingerprint": dataset.manifest.fingerprint,
         "Seed": str(config.seed),
-        "Images compared by": f"features of the judge {config.features}",
     }
 
 

@@ -58,6 +58,8 @@ def main(
         from jobs.generation.job import generate
         from jobs.generation.request import GenerateConfig
 
+        if count is not None and count < 1:
+            raise ConfigError(f"--count {count}: how many anatomies are to be drawn is 1 or more.")
         if text_alone != (count is not None):
             raise ConfigError("--text-alone and --count go together: how many anatomies are to be drawn.")
         given = {

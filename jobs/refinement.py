@@ -49,6 +49,11 @@ def refine(config: RefineConfig, *, data: str, out: str) -> Mapping[str, Any]:
         StorageError: If ``data`` is no dataset with reports, or ``out`` holds something else.
     """
     dataset = open_dataset(data)
+    if dataset.manifest.tensors:
+        raise StorageError(
+            f"The dataset at {dataset.location.uri} carries text states of its present prompts. Refine the "
+            "dataset that it was encoded from."
+        )
     is_llm = isinstance(config.refiner, LlmConfig)
     endpoint = endpoint_from_environment() if is_llm else None
     cache = resolve(config.cache or f"{resolve(out).uri}/cache")
@@ -105,6 +110,8 @@ def _refine_texts(
             counts: list[dict[str, Any]] = known["counts"]
             return counts
     reports = _read(source)
+    if not len(reports):
+        return []
     parts = [reports.slice(start, _TEXT_ROWS) for start in range(0, len(reports), _TEXT_ROWS)]
     tables, counts = [], []
     for table, count in _run(parts, make, workers):

@@ -72,6 +72,7 @@ def prepare_gate(
         for split, limit in (("train", studies), ("validation", studies)):
             seen = 0
             for batch in read_batches(dataset, split, batch_size=256):
+                batch = batch.select(torch.arange(min(len(batch), limit - seen)))
                 features[split].append(extract_features(network, batch.image))
                 patients += batch.patient_ids if split == "train" else ()
                 seen += len(batch)
@@ -79,6 +80,8 @@ def prepare_gate(
                     break
         training, held_out = (torch.cat(parts) for parts in features.values())
         threshold = calibrate_gate(training, held_out, percentile=percentile).threshold
+        if threshold == 0:
+            raise ValueError("images of the validation split are exact copies of training images.")
     except ValueError as error:
         raise GenerationError(
             f"No threshold for near copies: {error} near_copy_percentile=0 goes without the gate."

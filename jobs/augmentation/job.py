@@ -82,7 +82,10 @@ def augment(
         maker = AttemptMaker(
             bundle, scorer, comparer, dataset, target, config, request.checksum, code_version()
         )
-        hands, most = Hands(maker), sum(wanted.values()) + len(dataset.manifest.shards)
+        hands, most = (
+            Hands(maker),
+            sum(wanted.values()) + sum(len(group) for group in dataset.manifest.shards.values()),
+        )
         with workers(lambda: hands, config.resources, at_most=most) as do:
             try:
                 progress = _attempts(maker, wanted, do)

@@ -26,7 +26,7 @@ from counterray.evaluation.opening import open_generator
 from counterray.models.generator import Edit, Generator, image_seed
 from counterray.storage import Location, StorageError, publish
 from jobs.generation.editing import Edited, edit_rows, to_grey
-from jobs.generation.request import GenerateConfig, GenerationError, Request, parents_of
+from jobs.generation.request import SHUFFLED, GenerateConfig, GenerationError, Request, parents_of
 from jobs.generation.selection import Chunk, read_batch, read_rows
 
 ROWS_FILE = "provenance.parquet"
@@ -207,9 +207,9 @@ def seeds_of(items: pa.Table, seed: int) -> Tensor:
 
 
 def describe(edit: Edit, config: GenerateConfig) -> str:
-    """What was asked for, as one line of JSON."""
+    """What was asked for, as one line of JSON, without the name of an image."""
     ways: dict[str, Any] = {"do": dict(edit.do), "severity": edit.severity, "prompt": edit.prompt}
-    ways["donor"] = config.donor
+    ways["donor"] = config.donor if config.donor in ("", SHUFFLED) else "one image"
     return json.dumps({name: value for name, value in ways.items() if value}, sort_keys=True)
 
 
@@ -276,7 +276,7 @@ class TrainingBatches:
         seen = 0
         size = min(256, self.studies)
         for batch in read_batches(self.dataset, "train", batch_size=size, reports=True):
-            yield batch
+            yield batch.select(torch.arange(min(len(batch), self.studies - seen)))
             seen += len(batch)
             if seen >= self.studies:
                 return

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from counterray.data.study import Batch
-from counterray.models.generator import Edit, Generator
+from counterray.models.generator import Edit, Generator, NoMatchError
 
 MOST_DETAIL = 300
 """Characters kept of why a row could not be edited."""
@@ -92,7 +92,7 @@ def _edit_piece(
         made = generator.edit(
             part, edit, seeds=seeds[rows], donor=None if donor is None else donor.select(rows)
         )
-    except LookupError as error:
+    except NoMatchError as error:
         if len(rows) == 1:
             refusals[int(rows)] = Refusal("no_match", str(error)[:MOST_DETAIL])
             images.append(torch.full_like(part.image, torch.nan).cpu())

@@ -63,7 +63,7 @@ def generate(config: GenerateConfig, *, model: str, data: str, out: str) -> Mapp
     started = time.monotonic()
     asked = config.edit()
     dataset, bundle = open_dataset(data), open_bundle(model)
-    asked.require(bundle.metadata.get("finding_names", dataset.manifest.finding_names))
+    asked.require(bundle.metadata.get("finding_names", ())).require(dataset.manifest.finding_names)
     request, target = make_request("generate", bundle, dataset, config), resolve(out)
     check_folder(target, request)
     chunks = plan(dataset, config)

@@ -96,11 +96,14 @@ def _results(actors: Sequence[Any], pieces: Sequence[Any]) -> Iterator[Any]:
 
 
 def _workers(config: WorkersConfig) -> int:
-    available = float(ray.cluster_resources().get("CPU", 0.0))
-    room = int(available // config.cpus_per_worker)
-    if room < 1 or (config.workers or 1) > room:
+    have = ray.cluster_resources()
+    asked = {"cpus": ("CPU", config.cpus_per_worker), "gpus": ("GPU", config.gpus_per_worker)}
+    rooms = {setting: int(have.get(kind, 0.0) // share) for setting, (kind, share) in asked.items() if share}
+    scarce = min(rooms, key=lambda setting: rooms[setting])
+    if rooms[scarce] < max(1, config.workers or 1):
+        kind, share = asked[scarce]
         raise GenerationError(
-            f"resources.workers = {config.workers or 1} of resources.cpus_per_worker = "
-            f"{config.cpus_per_worker:g} CPUs do not fit: Ray has {available:g} CPUs. Lower one of them."
+            f"resources.workers = {config.workers or 1} of resources.{scarce}_per_worker = {share:g} {kind}s "
+            f"do not fit: Ray has {have.get(kind, 0.0):g} {kind}s. Lower one of them."
         )
-    return config.workers or room
+    return config.workers or rooms[scarce]

@@ -16,7 +16,7 @@ from counterray.data.chunks import write_shard
 from counterray.data.dataset import Dataset, DatasetManifest, Shard
 from counterray.data.phantom.studies import PhantomConfig, draw_rows
 from counterray.data.study import ARROW_SCHEMA, Batch
-from counterray.models.generator import Edit, EditError, image_seed
+from counterray.models.generator import Edit, EditError, NoMatchError, image_seed
 from counterray.storage import resolve
 from jobs.generate import interventions
 from jobs.generation.chunks import TrainingBatches, describe, encode_png, seeds_of
@@ -201,7 +201,7 @@ class Brightener:
             raise EditError("no words")
         self.sizes.append(len(batch))
         if (batch.attributes["age"] < 0).any():
-            raise LookupError("no such anatomy")
+            raise NoMatchError("no such anatomy")
         shift = seeds.double()[:, None, None, None] / 100
         return (batch.image + shift + (0 if donor is None else donor.image)).float()
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from counterray.bundle import BundleError
-from counterray.models.generator import Edit, EditError
+from counterray.models.generator import Edit, EditError, edited_findings
 from counterray.models.pathology_ldm.encoding import PATHOLOGY, STATES
 from counterray.models.pathology_ldm.generator import (
     GenerationConfig,
@@ -170,6 +170,20 @@ def test_an_edit_changes_its_own_finding_and_keeps_what_else_is_said(batch):
     assert edited_prompts(sick, Edit(prompt="Any words."), "labels") == ["Any words."]
 
 
+def test_a_study_without_text_keeps_what_its_labels_say(batch):
+    silent = replace(batch.select(torch.tensor([1])), prompts=("",))  # cardiomegaly
+    edit = Edit(do={"finding.edema": 1.0}, severity="mild")
+    assert edited_prompts(silent, edit, "refined_report") == ["Cardiomegaly. Mild edema."]
+
+
+def test_labels_change_only_where_the_edit_changes_something(batch):
+    unknown = replace(batch, finding_mask=batch.finding_mask & torch.tensor([False, True, True]))
+    edited = edited_findings(unknown, Edit(do={"finding.edema": 1.0}))
+    has = batch.findings[:, FINDINGS.index("edema")] == 1
+    assert bool(edited[has, 0].isnan().all())
+    assert bool((edited[~has, 0] == 0).all())
+
+
 def test_texts_that_were_not_read_are_asked_for(batch):
     with pytest.raises(ValueError, match=r"8 studies carries 0 texts.*with reports"):
         study_prompts(replace(batch, prompts=()), "refined_report")
@@ -289,6 +303,17 @@ def test_unchanged_findings_reconstruct_and_changed_ones_do_not(bundle, batch, a
     assert torch.equal(reconstruction, model.decode(*model.encode(batch.image)))
     changed = {**parents, "finding.edema": 1 - parents["finding.edema"]}
     assert float((mechanism.predict(noise, changed) - reconstruction).abs().max()) > 1e-3
+
+
+def test_setting_a_finding_that_is_not_known_draws_it(bundle, batch):
+    mechanism = PathologyLDMMechanism(load(bundle), finding_names=FINDINGS)
+    parents = parents_of(batch)
+    unknown = {**parents, "finding.edema": torch.full((8,), torch.nan)}
+    noise = mechanism.abduct(batch.image, unknown)
+    asked = mechanism.predict(noise, {**unknown, "finding.edema": torch.ones(8)})
+    assert float((asked - mechanism.predict(noise, unknown)).abs().amax(dim=(1, 2, 3)).min()) > 1e-4
+    said = mechanism.with_prompts(noise, ["Severe edema."] * 8)
+    assert torch.equal(mechanism.predict(said, parents), mechanism.predict(said, unknown))
 
 
 def test_inversion_gives_back_the_observed_pathology_from_the_own_prompt(bundle, batch):

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from counterray.config import Config
 from counterray.data.dataset import ROW_GROUP_ROWS, Dataset, DatasetInfo, TensorInfo
@@ -55,6 +55,12 @@ class LoaderConfig(Config):
     findings about equally often."""
     block_studies: int = 1024
     """Studies that are read, decoded and shuffled together (4 row groups); fewer for large images."""
+
+    @model_validator(mode="after")
+    def _one_order(self) -> LoaderConfig:
+        if self.balance and self.order == "patients":
+            raise ValueError("balance draws single studies, so order must be studies, not patients")
+        return self
 
 
 def fold_of(patient_id: str) -> Literal["a", "b"]:

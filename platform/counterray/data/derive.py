@@ -168,10 +168,12 @@ def _run(
 
     class Worker:
         def __init__(self) -> None:
-            self.transform = make()
+            self.transform: Transform | None = None
 
         def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
             try:
+                # With the first shard, as what fails in an actor's own making is told as its death.
+                self.transform = self.transform or make()
                 _write(dataset, target, task, self.transform)
             except (ConfigError, StorageError) as error:
                 # Ray would keep of it only a traceback's text; the message is for the user.

@@ -9,6 +9,7 @@ Ranks take blocks in turn: rank r of W reads blocks r, r + W, r + 2W, and so on.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -99,6 +100,7 @@ def make_plan(
     rank: int = 0,
     world_size: int = 1,
     masks: tuple[str, ...] = (),
+    tensors: tuple[str, ...] = (),
 ) -> Plan:
     """Plans a split for a rank; blocks are smaller than configured where images are large.
 
@@ -106,7 +108,7 @@ def make_plan(
         StorageError: If the split has no study.
     """
     dataset.require_split(split)
-    row_bytes = dataset.manifest.image_size**2 * (1 + len(masks))
+    row_bytes = _row_bytes(dataset.info(), masks, tensors)
     studies = min(config.block_studies, max(ROW_GROUP_ROWS, BLOCK_BYTES // row_bytes))
     pieces = tuple(
         (shard.file, group)
@@ -132,8 +134,8 @@ class BlockReader:
     @property
     def segment_blocks(self) -> int:
         """Blocks of one segment: two of them fit into `SEGMENT_BYTES` each."""
-        row_bytes = self.info.image_size**2 * (1 + len(self.masks))
-        return max(1, min(SEGMENT_BLOCKS, SEGMENT_BYTES // (row_bytes * self.plan.block_rows)))
+        block = _row_bytes(self.info, self.masks, self.tensors) * self.plan.block_rows
+        return max(1, min(SEGMENT_BLOCKS, SEGMENT_BYTES // block))
 
     def __call__(self, ids: dict[str, NDArray[np.int64]], *, first: int) -> Columns:
         """Decoded rows of block ``first + ids["id"][0]``, with ``block`` and ``row`` columns."""
@@ -159,7 +161,7 @@ class BlockReader:
             order = generator.permutation(rows)
             if self.config.order == "patients":
                 order = _by_patient(columns["patient_id"], generator)
-            if self.config.balance:
+            if self.config.balance and rows:
                 weights = self._rarity(columns) ** self.config.balance
                 order = generator.choice(rows, rows, p=weights / weights.sum())
         skipped = self.start.row if index == self.start.block else 0
@@ -172,7 +174,7 @@ class BlockReader:
         """One over the prevalence of each row's rarest finding, ``[n]``; 1 where it shows none."""
         shown = (columns["findings"] == 1) & columns["finding_mask"]
         prevalence = self.dataset.manifest.prevalence(self.info.finding_names)
-        rarity = np.where(shown, 1 / np.maximum(prevalence, 1e-6), 1.0)
+        rarity = np.where(shown, 1 / np.maximum(prevalence, 1 / self.plan.rows), 1.0)
         return np.asarray(rarity.max(axis=1, initial=1.0))
 
 
@@ -261,6 +263,16 @@ def _segment(reader: BlockReader, first: int, count: int, cpus: float | None) ->
     options.resource_limits = ExecutionResources(cpu=cpus)
     context.execution_options = options
     return execution.materialize()
+
+
+def _row_bytes(info: DatasetInfo, masks: tuple[str, ...], tensors: tuple[str, ...]) -> int:
+    """Size of a decoded study's image, masks and tensors [bytes]."""
+    sizes = [
+        math.prod(info.tensors[name].shape) * np.dtype(info.tensors[name].dtype).itemsize
+        for name in tensors
+        if name in info.tensors
+    ]
+    return info.image_size**2 * (1 + len(masks)) + sum(sizes)
 
 
 def _by_patient(patients: NDArray[Any], generator: np.random.Generator) -> NDArray[np.int64]:

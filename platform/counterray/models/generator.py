@@ -23,6 +23,10 @@ PREFIX = "finding."
 """Prefix of a finding among the variables that an edit sets, as in ``finding.edema``."""
 
 
+class NoMatchError(LookupError):
+    """An edit that cannot be made of one image, though it can of others; the message names no image."""
+
+
 class EditError(ValueError):
     """An edit that this generator cannot make, of any image; the message says what it can."""
 
@@ -89,7 +93,7 @@ class Generator(Protocol):
 
         Raises:
             EditError: If this generator cannot make such edits at all.
-            LookupError: If it cannot make this one of some image of the batch.
+            NoMatchError: If it cannot make this one of some image of the batch.
         """
         ...
 
@@ -111,18 +115,23 @@ def image_seed(seed: int, image_id: str, sample: int = 0) -> int:
 def edited_findings(batch: Batch, edit: Edit) -> Tensor:
     """The findings that ``batch`` shows after ``edit.do``, ``[B, F]`` in {0, 1}, NaN where not known.
 
-    Setting a finding clears "no finding", and removing the last one sets it.
+    Setting a finding clears "no finding", and removing the last one sets it; rows that the edit does not
+    change keep all their labels.
     """
     findings = batch.findings.where(batch.finding_mask, torch.nan).clone()
     names = batch.finding_names
+    changed = torch.zeros(len(batch), dtype=torch.bool, device=findings.device)
     for name, value in edit.do.items():
-        findings[:, names.index(name.removeprefix(PREFIX))] = value
+        column = names.index(name.removeprefix(PREFIX))
+        changed |= findings[:, column] != value
+        findings[:, column] = value
     if "no_finding" in names and f"{PREFIX}no_finding" not in edit.do:
         others = [column for column, name in enumerate(names) if name not in _NO_DISEASE]
         shown = (findings[:, others] == 1).any(dim=1)
         clear = (findings[:, others] == 0).all(dim=1)
-        derived = torch.where(shown, 0.0, torch.where(clear, 1.0, torch.nan))
-        findings[:, names.index("no_finding")] = derived.to(findings)
+        derived = torch.where(shown, 0.0, torch.where(clear, 1.0, torch.nan)).to(findings)
+        position = names.index("no_finding")
+        findings[:, position] = torch.where(changed, derived, findings[:, position])
     return findings
 
 

@@ -154,6 +154,7 @@ class Rank:
             rank=self.rank,
             world_size=self.world_size,
             masks=self.stage.needs_masks,
+            tensors=self.stage.needs_tensors,
         )
         return stream(
             self.dataset,
@@ -255,7 +256,14 @@ class Rank:
         masks, seen = self.stage.needs_masks, 0
         batches = stream(
             self.dataset,
-            make_plan(self.dataset, "validation", config, seed=None, masks=masks),
+            make_plan(
+                self.dataset,
+                "validation",
+                config,
+                seed=None,
+                masks=masks,
+                tensors=self.stage.needs_tensors,
+            ),
             config,
             batch_size=self.config.batch_size,
             masks=masks,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from counterray.causal.mechanism import Values
 from counterray.data.study import Batch
+from counterray.models.generator import NoMatchError
 from counterray.models.gsvae.network import GSVAENetwork
 
 AGE_SCALE = 10.0
@@ -21,7 +22,7 @@ _DERIVED = "no_finding"
 """Follows from the other findings, so that changing one of those need not name it."""
 
 
-class NoDonorError(LookupError):
+class NoDonorError(NoMatchError):
     """No image of the bank shows exactly the findings asked for; the message lists those there are."""
 
 

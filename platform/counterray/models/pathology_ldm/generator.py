@@ -24,7 +24,7 @@ from counterray.nn.text import TextStates
 from counterray.reports.rules import RulesRefiner
 
 
-class NoReferenceError(LookupError):
+class NoReferenceError(EditError):
     """Noise cannot be optimised: the training split shows too few images of what is asked for."""
 
 
@@ -143,6 +143,12 @@ class PathologyLDMGenerator:
         if names not in self._references:
             found: list[Tensor] = []
             for batch in self._training:
+                unknown = sorted(set(names) - set(batch.finding_names))
+                if unknown:
+                    raise EditError(
+                        f"optimise looks for training images of {unknown[0]}, which the data do not "
+                        f"label. They label: {', '.join(batch.finding_names)}."
+                    )
                 columns = [batch.finding_names.index(name) for name in names]
                 shown = ((batch.findings[:, columns] == 1) & batch.finding_mask[:, columns]).all(dim=1)
                 if shown.any():

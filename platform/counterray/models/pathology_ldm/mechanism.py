@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -29,13 +28,14 @@ class PathologyNoise:
         identity: Identity channels ``[B, n - 1, h, w]``.
         pathology: The pathology channel ``[B, 1, h, w]`` that stands as long as nothing is changed.
         initial: z_T ``[B, 1, h, w]``, from which another pathology is drawn.
-        findings: ``[B, F]`` that ``pathology`` shows, NaN where not known.
+        findings: ``[B, F]`` that ``pathology`` shows, NaN where not known; ``None`` where it was drawn from
+            words or taken from an image and stands whatever the parents say.
     """
 
     identity: Tensor
     pathology: Tensor
     initial: Tensor
-    findings: Tensor
+    findings: Tensor | None
 
 
 class PathologyLDMMechanism:
@@ -66,12 +66,18 @@ class PathologyLDMMechanism:
     def loss(self, value: Tensor, parents: Values) -> Tensor:
         """Variational bound of z^n's negative log-likelihood given the findings, ``[B]`` [nats].
 
-        One draw of t and ε (torch's global random state) of ``T/2 (SNR(t-1) - SNR(t)) ‖u - û‖²``, with û the
+        One draw of t in 1 to T - 1 and of ε (torch's global random state) of
+        ``(T - 1)/2 (SNR(t-1) - SNR(t)) ‖u - û‖²``, with û the
         clean latent that the denoiser's output stands for; the terms of the prior and of t = 0 are left out,
         as they do not depend on the denoiser. It bounds z^n's part of the image alone: the identity channels
         have no density here.
         Reference: Kingma et al., 2021, https://arxiv.org/abs/2107.00630, equation 13.
+
+        Raises:
+            ValueError: If the model drifts: its noise has another mean than the bound's.
         """
+        if self.model.drift is not None:
+            raise ValueError("There is no bound of the likelihood under a drift; train with drift.value=0.")
         _, pathology = self.model.encode(value)
         clean = self.model.denoiser.standardise(pathology)
         scheduler = training_scheduler(self.model.schedule)
@@ -86,7 +92,7 @@ class PathologyLDMMechanism:
         else:
             found = signal * noisy - noise_level * output
         ratio = squared / (1 - squared)
-        weight = 0.5 * len(squared) * (ratio[timesteps - 1] - ratio[timesteps])
+        weight = 0.5 * (len(squared) - 1) * (ratio[timesteps - 1] - ratio[timesteps])
         return torch.as_tensor(weight * (found - clean).square().sum(dim=(1, 2, 3)))
 
     @torch.no_grad()
@@ -105,21 +111,23 @@ class PathologyLDMMechanism:
         """The same patients with a pathology drawn from words; what it shows is then not known."""
         seeds = torch.full((len(prompts),), self.seed)
         pathology = self.model.draw(self.model.prompts(prompts), noise=noise.initial, seeds=seeds)
-        return replace(noise, pathology=pathology, findings=torch.full_like(noise.findings, math.nan))
+        return replace(noise, pathology=pathology, findings=None)
 
     @torch.no_grad()
     def with_pathology(self, noise: PathologyNoise, donor: Tensor) -> PathologyNoise:
         """The same patients with the pathology that the images ``donor`` ``[B, 1, H, W]`` show."""
         _, pathology = self.model.encode(donor)
-        return replace(noise, pathology=pathology, findings=torch.full_like(noise.findings, math.nan))
+        return replace(noise, pathology=pathology, findings=None)
 
     @torch.no_grad()
     def predict(self, noise: PathologyNoise, parents: Values) -> Tensor:
         """The images ``[B, 1, H, W]`` in [-1, 1] of ``noise`` under ``parents``."""
+        pathology = noise.pathology
+        if noise.findings is None:
+            return self.model.decode(noise.identity, pathology)
         asked = findings_of(parents, self.finding_names, like=noise.findings)
         target = torch.where(asked.isnan(), noise.findings, asked)
-        changed = ((target != noise.findings) & ~asked.isnan() & ~noise.findings.isnan()).any(dim=1)
-        pathology = noise.pathology
+        changed = ((target != noise.findings) & ~asked.isnan()).any(dim=1)
         if changed.any():
             condition = self.model.prompts(self._words(target[changed]))
             seeds = torch.full((int(changed.sum()),), self.seed)

@@ -52,8 +52,9 @@ def label_prompts(findings: Tensor, known: Tensor, names: Sequence[str]) -> list
 def edited_prompts(batch: Batch, edit: Edit, source: PromptSource) -> list[str]:
     """What the counterfactuals of ``batch`` should show: each study's own prompt, changed as ``edit`` says.
 
-    What the study's text says of other findings (place and severity too) stays; a finding that is set to 1
-    takes the severity that the edit names, one that is set to 0 is left out.
+    What the study's text says of other findings (place and severity too) stays, or what its labels say where
+    it has no text; a finding that is set to 1 takes the severity that the edit names, one that is set to 0 is
+    left out.
     """
     if edit.prompt:
         return [edit.prompt] * len(batch)
@@ -65,7 +66,11 @@ def edited_prompts(batch: Batch, edit: Edit, source: PromptSource) -> list[str]:
     ]
     if set_.get("no_finding") == 1:
         return [_in_words(added)] * len(batch)
-    own = RulesRefiner().refine(study_prompts(batch, source)) if source != "labels" else _labelled(batch)
+    own = _labelled(batch)
+    if source != "labels":
+        texts = study_prompts(batch, source)
+        read = RulesRefiner().refine(texts)
+        own = [r if text.strip() else labels for r, text, labels in zip(read, texts, own, strict=True)]
     return [
         _in_words([*(m for m in refined.mentions if m.finding not in {*set_, *_SILENT}), *added])
         for refined in own

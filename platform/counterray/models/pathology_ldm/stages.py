@@ -77,6 +77,7 @@ class PathologyLDMStage:
         self._parents: Mapping[str, Bundle] = {}
         self._drift: Drift | None = None
         self._text: Mapping[str, Any] = {}
+        self._text_encoder: TextEncoder | None = None
 
     def build(self, inputs: Mapping[str, Bundle], data: DatasetInfo) -> PathologyDenoiser:
         """The denoiser for ``data``; gsvae, text encoder and judge of ``inputs`` go to ``frozen``.
@@ -91,6 +92,7 @@ class PathologyLDMStage:
         self.frozen = {"gsvae": gsvae, "judge": judge}
         self._parents, self._finding_names = inputs, data.finding_names
         self._text = {name: data.encoding[name] for name in ("text", "text_weights", "prompts")}
+        self._text_encoder = _text_encoder(self._text, judge)
         latents = data.tensors[PATHOLOGY]
         config = self.config
         # Standardised latents have mean 0, so that an automatic drift is 0 where the mean is what it undoes.
@@ -100,7 +102,7 @@ class PathologyLDMStage:
             size=latents.shape[-1],
             mean=latents.mean,
             std=latents.std,
-            null=_text_encoder(self._text, judge).encode([""]),
+            null=self._text_encoder.encode([""]),
         )
 
     def _require(self, inputs: Mapping[str, Bundle], data: DatasetInfo) -> None:
@@ -186,8 +188,10 @@ class PathologyLDMStage:
         gsvae, judge = self.frozen["gsvae"], self.frozen["judge"]
         assert isinstance(gsvae, GSVAENetwork)
         assert isinstance(judge, ImageTextEncoder)
-        text = _text_encoder(self._text, judge)
-        return assemble(self.config, gsvae, judge, _network(module), drift=self._drift, text=text)
+        assert self._text_encoder is not None
+        return assemble(
+            self.config, gsvae, judge, _network(module), drift=self._drift, text=self._text_encoder
+        )
 
     def preview(self, module: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """``input``, ``reconstruction``, and ``drawn``: the pathology drawn anew from the study's prompt."""
