@@ -203,7 +203,7 @@ def test_it_trains_resumes_to_the_bit_and_exports_all_that_generating_needs(
 def test_studies_without_latents_are_refused(
     phantom_dataset: Dataset, parents: dict[str, Bundle], tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="jobs encode"):
+    with pytest.raises(RunError, match=r"pathology, text_present, text_states .* jobs encode"):
         fit(tmp_path / "run", phantom_dataset.location.uri, **training(parents))
 
 

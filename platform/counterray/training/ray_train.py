@@ -72,6 +72,7 @@ def train(
     dataset.require_split("validation")
     parents = {role: open_bundle(uri) for role, uri in config.inputs.items()}
     _require_inputs(stage, parents)
+    _require_tensors(stage, dataset)
     with RunLock(place):
         begin(place, _description(config, dataset, parents), resume=resume)
         if (place / "bundle" / "manifest.json").exists():
@@ -177,6 +178,16 @@ def _description(config: TrainingConfig, dataset: Dataset, parents: Mapping[str,
         "parents": {role: parent.checksum for role, parent in parents.items()},
         "code_version": code_version(),
     }
+
+
+def _require_tensors(stage: Stage, dataset: Dataset) -> None:
+    missing = sorted(set(stage.needs_tensors) - set(dataset.manifest.tensors))
+    if missing:
+        raise RunError(
+            f"{stage.name} trains on {', '.join(missing)} of each study, which the dataset at "
+            f"{dataset.location.uri} does not carry. Make them once with python -m jobs encode, and train on "
+            "its result."
+        )
 
 
 def _require_inputs(stage: Stage, parents: Mapping[str, Bundle]) -> None:
