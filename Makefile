@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.ready
 DATA   ?= phantom
 ROOT   ?=
 
-.PHONY: setup demo test s3 check clean
+.PHONY: setup demo test experiments s3 check clean
 
 setup: $(STAMP)
 
@@ -25,6 +25,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+experiments: setup
+	$(BIN)/python -m pytest -m experiment
 
 check: setup
 	$(BIN)/ruff format --check .

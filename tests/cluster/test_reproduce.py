@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.experiment]
 
 _JUDGE = {"steps": 8, "batch_size": 16, "checkpoint.every_steps": 8, "checkpoint.validation_studies": 32}
 TINY = {
