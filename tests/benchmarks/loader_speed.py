@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import islice
+from pathlib import Path
 
 import ray
 import torch
@@ -45,7 +46,7 @@ class Shards(IterableDataset[Batch]):
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         info = self.dataset.info()
-        reader = BlockReader(self.dataset, self.plan, LoaderConfig(), info, (), False, Position())
+        reader = BlockReader(self.dataset, self.plan, LoaderConfig(), info, (), False, (), Position())
         index = first
         while True:
             columns = reader({"id": [index]}, first=0)  # type: ignore[dict-item]
@@ -110,7 +111,7 @@ def main() -> None:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         out = f"{folder}/dataset"
         if arguments.s3:
-            server = stack.enter_context(serve(folder))
+            server = stack.enter_context(serve(Path(folder) / "s3"))
             server.make_bucket("benchmark")
             os.environ |= server.environment()
             out = "s3://benchmark/dataset"
