@@ -33,7 +33,7 @@ from counterray.evaluation.sections import (
 )
 from counterray.evaluation.text_condition import TextCondition
 from counterray.evaluation.wording import SYNTHETIC_NOTICE
-from counterray.models.pathology_ldm.prompts import PromptSource, study_prompts
+from counterray.models.pathology_ldm.prompts import study_prompts
 from counterray.storage import Location, MissingError, StorageError, resolve
 
 logger = logging.getLogger(__name__)
@@ -69,9 +69,9 @@ class EvaluateConfig(Config):
     memorisation, perceptual distance."""
     training_studies: int = Field(default=4000, ge=2)
     """Training studies to compare with at most: for memorisation and the nearest training image."""
-    prompts: PromptSource | None = None
-    """Where a donor's words come from, for generators that read words; what they were trained on where
-    null."""
+    generation: dict[str, Any] = Field(default_factory=dict)
+    """How the generator generates, settings of its stage's own: for `pathology_ldm` those of
+    `GenerationConfig`, such as ``prompts`` or ``abduction.noise``."""
     reading_set: int = Field(default=0, ge=0)
     """Pairs of pictures to export for blinded readers, beside the report and apart from their key; 0 for
     none."""
@@ -113,7 +113,7 @@ def _generator_report(
     donor = shuffled_donors(source, seed=config.seed)
     condition = _text_condition(bundle, donor, dataset, config)
     evaluation = evaluate_counterfactuals(
-        open_editor(bundle, prompts=config.prompts, seed=config.seed),
+        open_editor(bundle, config.generation, seed=config.seed),
         source,
         donor,
         judges=_judges(scorers, config),
@@ -169,15 +169,14 @@ def _text_condition(
     bundle: Bundle, donor: Batch, dataset: Dataset, config: EvaluateConfig
 ) -> TextCondition | None:
     """What the generator is told of the donors; ``None`` where it looks at their images."""
-    trained_on = word_source(bundle)
-    if trained_on is None:
+    source = word_source(bundle, config.generation)
+    if source is None:
         return None
-    source = config.prompts or trained_on
     prompts = study_prompts(donor, source)
     if not any(prompts):
         raise ValueError(
             f"None of the {len(donor)} studies has a {source.replace('_', ' ')} for the generator to "
-            "read. Run python -m jobs refine and score on its result, or set prompts=labels."
+            "read. Run python -m jobs refine and score on its result, or set generation.prompts=labels."
         )
     return TextCondition(
         source=source, prompts=tuple(prompts), synthetic=dataset.manifest.source == "phantom"

@@ -10,21 +10,19 @@ import torch
 from torch import Tensor
 
 from counterray.bundle import Bundle, open_bundle
+from counterray.config import validate
 from counterray.data.batching import fold_of, read_batches
 from counterray.data.dataset import Dataset, open_dataset
 from counterray.data.study import Batch
-from counterray.diffusion.noise_optimisation import (
-    NoiseOptimisationConfig,
-    OptimisedNoise,
-    optimise_noise,
-)
-from counterray.diffusion.targets import targets_for, typical_spread
+from counterray.diffusion.noise_optimisation import NoiseOptimisationConfig
+from counterray.diffusion.targets import targets_for
 from counterray.evaluation.effectiveness_ratio import COMMON
 from counterray.evaluation.opening import gather
+from counterray.models.pathology_ldm.abduction import Abducted
 from counterray.models.pathology_ldm.encoding import EncodeConfig
+from counterray.models.pathology_ldm.generator import GenerationConfig, open_model, optimised_noise
 from counterray.models.pathology_ldm.model import PathologyLDM
 from counterray.models.pathology_ldm.prompts import PromptSource
-from counterray.models.pathology_ldm.stages import load
 from counterray.nn.text import TextStates
 from jobs.reproduction.experiment import Arm, Experiment
 
@@ -69,6 +67,17 @@ class Bench:
         uris = {"model": self.model, "classifier": self.classifier, "segmentor": self.segmentor}
         return {role: open_bundle(uri) for role, uri in uris.items()}
 
+    def generator(self) -> PathologyLDM:
+        """The arm's model, which draws and abducts as the arm says."""
+        return open_model(open_bundle(self.model), validate(GenerationConfig, self.settings.generation))
+
+    def rare_noise(self, training: Batch) -> RareNoise:
+        """The arm's model with the references of the rare findings among ``training``."""
+        rare, findings = self.experiment.rare, rare_findings(self.prevalence())
+        return RareNoise(
+            self.generator(), training, findings, references=rare.references, optimise=rare.optimise
+        )
+
     def dataset(self) -> Dataset:
         """The data."""
         return open_dataset(self.data)
@@ -81,7 +90,7 @@ class Bench:
         return {
             "bundles": {role: bundle.checksum for role, bundle in self.bundles().items()},
             "data": self.dataset().manifest.fingerprint,
-            "arm": self.settings.model_dump(mode="json", include={"encode", "optimise"}),
+            "arm": self.settings.model_dump(mode="json", include={"encode", "generation", "optimise"}),
             "seed": self.seed,
             "settings": self.experiment.model_dump(mode="json", include=sections),
         }
@@ -132,7 +141,7 @@ class RareNoise:
     """A model that draws rare findings from optimised noise.
 
     Args:
-        bundle: Of stage 2.
+        model: The model.
         training: Training studies, for reference images.
         findings: The rare findings.
         references: m.
@@ -144,15 +153,14 @@ class RareNoise:
 
     def __init__(
         self,
-        bundle: Bundle,
+        model: PathologyLDM,
         training: Batch,
         findings: tuple[str, ...],
         *,
         references: int,
         optimise: NoiseOptimisationConfig,
     ) -> None:
-        self.model: PathologyLDM = load(bundle)
-        self.findings, self.optimise = findings, optimise
+        self.model, self.findings, self.optimise = model, findings, optimise
         self._references: dict[str, Tensor] = {}
         for name in findings:
             images = training.image[shows(training, name, 1)[:references]]
@@ -172,24 +180,19 @@ class RareNoise:
         self,
         finding: str,
         condition: TextStates,
-        identity: Tensor,
+        patients: Abducted,
+        *,
+        noise: Tensor,
         seeds: Tensor,
         config: NoiseOptimisationConfig | None = None,
-    ) -> OptimisedNoise:
-        """Initial noise ``[B, 1, h, w]`` from which the finding comes out."""
-        chosen = config or self.optimise
-        model = self.model
-        with torch.enable_grad():
-            return optimise_noise(
-                model.denoiser,
-                model.schedule,
-                model.sampler,
-                chosen,
-                condition,
-                noise=model.noise(seeds),
-                targets=self.targets(finding, seeds, chosen),
-                features=model.image_features(identity),
-                null=model.denoiser.null,
-                drift=model.drift,
-                spread=typical_spread(self._references[finding]) if chosen.repulsion else None,
-            )
+    ) -> Tensor:
+        """Initial noise ``[B, 1, h, w]`` from which the finding comes out; ``noise`` is where it starts."""
+        return optimised_noise(
+            self.model,
+            config or self.optimise,
+            condition,
+            self._references[finding],
+            patients,
+            noise=noise,
+            seeds=seeds,
+        ).noise

@@ -54,6 +54,8 @@ class Arm(Config):
     """Settings of the encoding, of `EncodeConfig`."""
     pathology_ldm: dict[str, Any] = Field(default_factory=dict)
     """Settings of stage 2, by dotted name."""
+    generation: dict[str, Any] = Field(default_factory=dict)
+    """How its model generates, of `GenerationConfig`; stage 2's own settings where empty."""
     optimise: bool = False
     """Whether the initial noise is optimised where a rare finding is asked for."""
     published: dict[Literal["frechet_distance", "auroc"], float] = Field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from copy import copy
 from typing import Any
 
 import torch
@@ -18,9 +19,9 @@ from counterray.evaluation.features import extract_features, feature_judge
 from counterray.evaluation.judge import open_judge
 from counterray.evaluation.metric import Judge
 from counterray.models.generator import PREFIX, Edit, image_seed
-from counterray.models.pathology_ldm.prompts import edited_prompts
+from counterray.models.pathology_ldm.prompts import edited_prompts, study_prompts
 from counterray.nn.text import TextStates
-from jobs.reproduction.bench import Bench, RareNoise, rare_findings, shows
+from jobs.reproduction.bench import Bench, RareNoise, shows
 
 FIRST_ITERATIONS = 10
 """The first number of iterations after which Algorithm 2 as printed is looked at; then twice as many."""
@@ -39,25 +40,18 @@ def rare_edits(bench: Bench) -> dict[str, Any]:
         ``printed``, see `against_printed`.
     """
     bundles, settings = bench.bundles(), bench.experiment.rare
-    findings = rare_findings(bench.prevalence())
-    noise = RareNoise(
-        bundles["model"],
-        bench.training(),
-        findings,
-        references=settings.references,
-        optimise=settings.optimise,
-    )
+    noise = bench.rare_noise(bench.training())
     test, real = bench.read("test"), bench.unseen_by(bundles["classifier"])
     judge, features = open_judge(bundles["classifier"]), feature_judge(bundles["classifier"])
     outcome = {}
-    for finding in findings:
+    for finding in noise.findings:
         rows = shows(test, finding, 0)[: settings.studies]
         asked = Asked(noise, finding, test.select(rows), bench)
         outcome[finding] = {
             **_compared(asked, judge, features, real),
             "printed": against_printed(asked, samples=settings.timed, most=settings.printed_iterations),
         }
-    return {"order": list(findings), "findings": outcome}
+    return {"order": list(noise.findings), "findings": outcome}
 
 
 class Asked:
@@ -74,18 +68,17 @@ class Asked:
         self.rare, self.finding, self.source = rare, finding, source
         edit = Edit(do={f"{PREFIX}{finding}": 1.0})
         model = rare.model
-        self.identity, self.pathology = model.encode(source.image)
+        self.patients = model.abduct(source.image)
         self.condition: TextStates = model.prompts(edited_prompts(source, edit, bench.prompts))
         self.seeds = torch.tensor([image_seed(bench.seed, name) for name in source.image_ids])
+        self.initial = model.initial(self.patients, study_prompts(source, bench.prompts), self.seeds)
 
     def first(self, count: int) -> Asked:
         """The first ``count`` of them."""
-        part = object.__new__(Asked)
-        part.rare, part.finding = self.rare, self.finding
-        part.source = self.source.select(torch.arange(min(count, len(self.source))))
-        rows = slice(0, len(part.source))
-        part.identity, part.pathology = self.identity[rows], self.pathology[rows]
+        part, rows = copy(self), torch.arange(min(count, len(self.source)))
+        part.source, part.patients = self.source.select(rows), self.patients.select(rows)
         part.condition, part.seeds = self.condition[rows], self.seeds[rows]
+        part.initial = self.initial[rows]
         return part
 
     def __len__(self) -> int:
@@ -93,14 +86,16 @@ class Asked:
 
     def noise(self, config: NoiseOptimisationConfig | None = None) -> Tensor:
         """Optimised initial noise ``[B, 1, h, w]``."""
-        return self.rare.noise(self.finding, self.condition, self.identity, self.seeds, config).noise
+        return self.rare.noise(
+            self.finding, self.condition, self.patients, noise=self.initial, seeds=self.seeds, config=config
+        )
 
     @torch.no_grad()
     def image(self, noise: Tensor) -> Tensor:
         """The images ``[B, 1, H, W]`` that the sampler draws from ``noise``."""
         model = self.rare.model
         pathology = model.draw(self.condition, noise=noise, seeds=self.seeds)
-        return model.decode(self.identity, pathology)
+        return model.render(self.patients, pathology)
 
     @torch.no_grad()
     def distance(self, image: Tensor) -> float:
@@ -120,7 +115,7 @@ def _compared(asked: Asked, judge: Judge, features: Judge, real: Batch) -> dict[
     reference = _area(score(present), score(absent))
     class_features = extract_features(features, present)
     with torch.no_grad():
-        unchanged = score(model.decode(asked.identity, asked.pathology))
+        unchanged = score(model.render(asked.patients, asked.patients.pathology))
     outcome: dict[str, Any] = {
         "real": {"auroc": reference, "positives": len(present), "negatives": len(absent)},
         "judge": judge.label,
@@ -128,7 +123,7 @@ def _compared(asked: Asked, judge: Judge, features: Judge, real: Batch) -> dict[
     }
     for name in ("without", "with"):
         start = time.perf_counter()
-        image = asked.image(asked.noise() if name == "with" else model.noise(asked.seeds))
+        image = asked.image(asked.noise() if name == "with" else asked.initial)
         seconds = (time.perf_counter() - start) / len(asked)
         ours = extract_features(features, image)
         area = _area(score(image), unchanged)
@@ -176,7 +171,7 @@ def against_printed(asked: Asked, *, samples: int, most: int) -> dict[str, Any]:
             break
     return {
         "samples": len(part),
-        "start": part.distance(part.image(part.rare.model.noise(part.seeds))),
+        "start": part.distance(part.image(part.initial)),
         "ours": goal,
         "as_printed": _timed(part, printed),
         "trace": trace,

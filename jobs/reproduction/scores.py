@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from counterray.data.study import Batch
@@ -13,10 +12,11 @@ from counterray.evaluation.features import feature_judge
 from counterray.evaluation.generator import Judges, evaluate_counterfactuals, shuffled_donors
 from counterray.evaluation.judge import open_judge
 from counterray.evaluation.metric import as_json
-from counterray.evaluation.opening import exact_counterfactuals, open_editor
-from counterray.models.generator import image_seed
-from counterray.models.pathology_ldm.prompts import PromptSource, study_prompts
-from jobs.reproduction.bench import Bench, RareNoise, rare_findings, shows
+from counterray.evaluation.opening import exact_counterfactuals
+from counterray.models.pathology_ldm.abduction import Abducted
+from counterray.models.pathology_ldm.generator import NoiseRefinement, text_editor
+from counterray.nn.text import TextStates
+from jobs.reproduction.bench import Bench, RareNoise, shows
 
 _LAW_IMAGES = 8
 """Images for the laws of repeated editing, which none of the tables shows."""
@@ -56,40 +56,28 @@ def score_arm(bench: Bench) -> dict[str, Any]:
 
 
 def _editor(bench: Bench, training: Batch) -> Editor:
-    bundle = bench.bundles()["model"]
-    if not bench.settings.optimise:
-        return open_editor(bundle, prompts=bench.prompts, seed=bench.seed)
-    rare = bench.experiment.rare
-    noise = RareNoise(
-        bundle,
-        training,
-        rare_findings(bench.prevalence()),
-        references=rare.references,
-        optimise=rare.optimise,
-    )
-    return optimised_editor(noise, source=bench.prompts, seed=bench.seed)
+    refine = None
+    if bench.settings.optimise:
+        rare = bench.rare_noise(training)
+        model, refine = rare.model, rare_refinement(rare)
+    else:
+        model = bench.generator()
+    return text_editor(model, source=bench.prompts, seed=bench.seed, refine=refine)
 
 
-def optimised_editor(rare: RareNoise, *, source: PromptSource, seed: int) -> Editor:
-    """The editor of `text_editor`, but with optimised noise where the donor shows a rare finding.
+def rare_refinement(rare: RareNoise) -> NoiseRefinement:
+    """Optimises the noise of those that are to show a rare finding; the rarest where there are several."""
 
-    A donor with several is drawn to references of the rarest.
-    """
-    model = rare.model
+    def refine(
+        noise: Tensor, condition: TextStates, patients: Abducted, target: Batch, seeds: Tensor
+    ) -> Tensor:
+        noise, start = noise.clone(), noise
+        for finding in reversed(rare.findings):
+            rows = shows(target, finding, 1)
+            if len(rows):
+                noise[rows] = rare.noise(
+                    finding, condition[rows], patients.select(rows), noise=start[rows], seeds=seeds[rows]
+                )
+        return noise
 
-    @torch.no_grad()
-    def edit(image: Tensor, patient: Batch, target: Batch) -> Tensor:
-        identity, pathology = model.encode(image)
-        if target is not patient:
-            seeds = torch.tensor([image_seed(seed, name) for name in patient.image_ids])
-            condition = model.prompts(study_prompts(target, source))
-            noise = model.noise(seeds)
-            for finding in reversed(rare.findings):
-                rows = shows(target, finding, 1)
-                if len(rows):
-                    own = rare.noise(finding, condition[rows], identity[rows], seeds[rows])
-                    noise[rows] = own.noise
-            pathology = model.draw(condition, noise=noise, seeds=seeds)
-        return model.decode(identity, pathology).to(image)
-
-    return edit
+    return refine

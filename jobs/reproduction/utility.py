@@ -12,7 +12,7 @@ from counterray.evaluation.counterfactuals import pieces
 from counterray.evaluation.downstream import downstream_utility
 from counterray.evaluation.opening import gather
 from counterray.models.generator import PREFIX, Edit, edited_findings
-from jobs.reproduction.bench import Bench, RareNoise, rare_findings, shows
+from jobs.reproduction.bench import Bench, rare_findings, shows
 from jobs.reproduction.rare import Asked
 
 
@@ -46,17 +46,9 @@ def measure_utility(bench: Bench) -> dict[str, Any]:
 
 def rare_images(bench: Bench, training: Batch) -> Batch:
     """Training studies without a rare finding, edited to show it, with the findings asked for."""
-    settings = bench.experiment.rare
-    findings = rare_findings(bench.prevalence())
-    rare = RareNoise(
-        bench.bundles()["model"],
-        training,
-        findings,
-        references=settings.references,
-        optimise=settings.optimise,
-    )
+    rare = bench.rare_noise(training)
     parts = []
-    for finding in findings:
+    for finding in rare.findings:
         rows = shows(training, finding, 0)
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(bench.seed))
         chosen = rows[order[: bench.experiment.downstream.synthetic]]

@@ -188,9 +188,11 @@ def test_words_that_are_not_there_are_no_empty_prompts(
     ldm: Bundle, make_dataset: Callable[..., str], tmp_path: Path
 ) -> None:
     data, out = make_dataset(prompts=False), str(tmp_path / "out")
-    with pytest.raises(EvaluationError, match=r"has a refined report .* jobs refine .* prompts=labels"):
+    with pytest.raises(
+        EvaluationError, match=r"has a refined report .* jobs refine .*generation\.prompts=labels"
+    ):
         evaluate(config(), model=ldm.location.uri, data=data, out=out)
-    scored = evaluate(config(prompts="labels"), model=ldm.location.uri, data=data, out=out)
+    scored = evaluate(config(generation={"prompts": "labels"}), model=ldm.location.uri, data=data, out=out)
     assert "reconstruction_ssim" in scored["metrics"]
 
 

@@ -15,6 +15,7 @@ from counterray.evaluation.judge import demographic_judges, judge_metrics, open_
 from counterray.evaluation.opening import exact_counterfactuals, gather, open_editor, open_generator
 from counterray.models.gsvae.stages import GSVAEConfig, GSVAEStage
 from counterray.models.pathology_ldm.generator import PathologyLDMGenerator
+from counterray.models.pathology_ldm.stages import load
 from counterray.models.predictors.classifier import ClassifierConfig, ClassifierStage
 from counterray.models.predictors.demographic import DemographicConfig, DemographicStage
 from counterray.models.predictors.identity import IdentityEncoderConfig, IdentityEncoderStage
@@ -120,13 +121,18 @@ def test_a_gsvae_bundle_edits_with_the_donors_pathology(tmp_path: Path) -> None:
 
 def test_settings_reach_the_generator_that_has_some_and_are_refused_elsewhere(tmp_path: Path) -> None:
     ldm = ldm_bundle(tmp_path / "ldm", parent_bundles(tmp_path))
-    settings = {"sampler": {"steps": 3}, "abduction": "inverted"}
+    settings = {"sampler": {"steps": 3}, "abduction": {"noise": "inverted"}}
     made = open_generator(ldm, settings=settings)
     assert isinstance(made, PathologyLDMGenerator)
-    assert made.config.abduction == "inverted"
-    own = made.model.sampler
-    assert made.sampler == own.model_copy(update={"steps": 3})
+    assert made.model.abduction.noise == "inverted"
+    own = load(ldm).sampler
+    assert made.model.sampler == own.model_copy(update={"steps": 3})
     assert own.steps != 3
+    edit = open_editor(ldm, {"prompts": "labels", "abduction": {"residual": True}})
+    source = BATCH.select(torch.arange(2))
+    torch.testing.assert_close(edit(source.image, source, source), source.image, atol=1e-6, rtol=0)
+    with pytest.raises(ConfigError, match="optimise goes with findings that are asked for by name"):
+        open_editor(ldm, {"optimise": {"iterations": 1}})
     with pytest.raises(ConfigError, match=r"Unknown setting 'step'"):
         open_generator(ldm, settings={"sampler": {"step": 3}})
     with pytest.raises(ConfigError, match="gsvae generator has no settings; leave out sampler"):

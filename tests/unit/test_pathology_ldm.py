@@ -5,9 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from counterray.bundle import BundleError
+from counterray.config import ConfigError
+from counterray.diffusion.sampling import SamplerConfig
 from counterray.models.generator import Edit, EditError, edited_findings
+from counterray.models.pathology_ldm.abduction import AbductionConfig
 from counterray.models.pathology_ldm.encoding import PATHOLOGY, STATES
 from counterray.models.pathology_ldm.generator import (
     GenerationConfig,
@@ -17,7 +21,7 @@ from counterray.models.pathology_ldm.generator import (
 )
 from counterray.models.pathology_ldm.mechanism import PathologyLDMMechanism
 from counterray.models.pathology_ldm.prompts import edited_prompts, label_prompts, study_prompts
-from counterray.models.pathology_ldm.stages import load
+from counterray.models.pathology_ldm.stages import PathologyLDMConfig, load
 from counterray.models.pathology_ldm.text import TransformersText, open_text_encoder
 from counterray.models.predictors.image_text import load as load_text
 from counterray.training.stage import Stage
@@ -290,13 +294,56 @@ def test_the_text_editor_keeps_the_own_pathology_under_the_null_intervention(bun
     assert torch.equal(changed, edit(batch.image, batch, donor))
 
 
+@pytest.fixture
+def keeping(bundle):
+    """A model whose counterfactuals keep all of an image that no prompt speaks of."""
+    model = load(bundle)
+    model.sampler = SamplerConfig(steps=50, guidance_scale=1.0)
+    model.abduction = AbductionConfig(noise="inverted", iterations=3, residual=True)
+    return model
+
+
+def test_with_its_residual_a_null_edit_gives_back_the_very_image(keeping, batch):
+    edit = text_editor(keeping, source="refined_report")
+    torch.testing.assert_close(edit(batch.image, batch, batch), batch.image, atol=1e-6, rtol=0)
+
+
+def test_inverted_noise_keeps_a_patient_whose_prompt_is_asked_for_again(keeping, batch):
+    twin = replace(batch)
+    edit = text_editor(keeping, source="refined_report")
+    kept = (edit(batch.image, batch, twin) - batch.image).abs().mean()
+    keeping.abduction = AbductionConfig(residual=True)
+    fresh = (edit(batch.image, batch, twin) - batch.image).abs().mean()
+    assert float(kept) < 0.2 * float(fresh)
+
+
+def test_a_residual_is_what_decoding_leaves_out(keeping, batch):
+    patients = keeping.abduct(batch.image)
+    decoded = keeping.decode(patients.identity, patients.pathology)
+    torch.testing.assert_close(patients.residual, batch.image - decoded, atol=0, rtol=0)
+    rows = torch.tensor([3, 1])
+    part = keeping.render(patients.select(rows), patients.pathology[rows])
+    torch.testing.assert_close(part, batch.image[rows], atol=1e-6, rtol=0)
+
+
+def test_inversion_is_refused_where_the_sampler_has_none(bundle):
+    settings = {"sampler": {"scheduler": "dpm_solver"}, "abduction": {"noise": "inverted"}}
+    with pytest.raises(
+        ConfigError, match=r"abduction.noise = inverted .* dpm_solver .*set sampler.scheduler"
+    ):
+        generator_of(bundle, **settings)
+    with pytest.raises(ValidationError, match=r"not ddim with eta 0\.5"):
+        PathologyLDMConfig.model_validate({"sampler": {"eta": 0.5}, "abduction": {"noise": "inverted"}})
+
+
 # The mechanism.
 
 
 @pytest.mark.parametrize("abduction", ["fresh", "inverted"])
 def test_unchanged_findings_reconstruct_and_changed_ones_do_not(bundle, batch, abduction):
     model = load(bundle)
-    mechanism = PathologyLDMMechanism(model, finding_names=FINDINGS, abduction=abduction)
+    model.abduction = AbductionConfig(noise=abduction)
+    mechanism = PathologyLDMMechanism(model, finding_names=FINDINGS)
     parents = parents_of(batch)
     noise = mechanism.abduct(batch.image, parents)
     reconstruction = mechanism.predict(noise, parents)
@@ -320,9 +367,10 @@ def test_inversion_gives_back_the_observed_pathology_from_the_own_prompt(bundle,
     model = load(bundle)
     _, pathology = model.encode(batch.image)
     condition = model.prompts(batch.prompts)
-    sampler = model.sampler.model_copy(update={"steps": 50, "guidance_scale": 1.0})
-    noise = model.invert(condition, pathology, sampler=sampler)
-    again = model.draw(condition, noise=noise, sampler=sampler)
+    model.sampler = model.sampler.model_copy(update={"steps": 50, "guidance_scale": 1.0})
+    model.abduction = AbductionConfig(iterations=3)
+    noise = model.invert(condition, pathology)
+    again = model.draw(condition, noise=noise)
     error = float((again - pathology).abs().mean() / pathology.std())
     assert error < 0.05
 

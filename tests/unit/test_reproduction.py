@@ -11,13 +11,15 @@ from counterray.config import ConfigError
 from counterray.data.dataset import DatasetManifest
 from counterray.diffusion.noise_optimisation import NoiseOptimisationConfig
 from counterray.models.generator import image_seed
+from counterray.models.pathology_ldm.generator import text_editor
+from counterray.models.pathology_ldm.stages import load
 from jobs.pipeline import EncodeRun, StageRun
 from jobs.reproduction.bench import RareNoise, rare_findings, shows
 from jobs.reproduction.experiment import Arm, make_plan, read_experiment
 from jobs.reproduction.job import plain
 from jobs.reproduction.rare import Asked, against_printed
 from jobs.reproduction.report import Outcome, bars_table
-from jobs.reproduction.scores import optimised_editor
+from jobs.reproduction.scores import rare_refinement
 from jobs.reproduction.tables import (
     Bar,
     Spread,
@@ -345,13 +347,15 @@ MANIFEST = DatasetManifest(
 
 
 def outcome(**more):
-    return Outcome(experiment("seeds=[0]"), MANIFEST, {"full": [seed_scores(5, 0.81)]}, **more)
+    scores = {name: [seed_scores(5, 0.81)] for name in ("optimised", "full")}
+    return Outcome(experiment("seeds=[0]"), MANIFEST, scores, **more)
 
 
 def test_the_tables_are_plain_json_with_every_seed():
     tables = outcome(rare=[rare_seed()], utility=[utility_seed(0.1)]).tables()
     again = json.loads(json.dumps(tables, allow_nan=False))
     assert again["ablation"][0]["published"] == {"frechet_distance": 7.25, "auroc": 0.811}
+    assert again["ablation"][1]["published"] == {}
     assert again["ablation"][0]["frechet_distance"]["seeds"] == [5.0]
     assert len(again["bars"]) == 4 + 3
     assert again["counterfactuals"]["edema"]["effectiveness_ratio"]["mean"] == 0.97
@@ -401,7 +405,7 @@ def rare_noise(small, **settings):
     bundle, batch = small
     finding = batch.finding_names[0]
     optimise = NoiseOptimisationConfig(steps=2, iterations=3, **settings)
-    return RareNoise(bundle, batch, (finding,), references=4, optimise=optimise), finding, batch
+    return RareNoise(load(bundle), batch, (finding,), references=4, optimise=optimise), finding, batch
 
 
 def test_shows_reads_known_labels_only(small):
@@ -418,17 +422,16 @@ def test_too_few_reference_images_are_refused(small):
     finding = batch.finding_names[0]
     alone = batch.select(torch.cat([shows(batch, finding, 1)[:1], shows(batch, finding, 0)]))
     with pytest.raises(ValueError, match=r"1 of \d+ training images show"):
-        RareNoise(bundle, alone, (finding,), references=4, optimise=NoiseOptimisationConfig())
+        RareNoise(load(bundle), alone, (finding,), references=4, optimise=NoiseOptimisationConfig())
 
 
 def test_optimised_edits_change_only_patients_whose_donor_shows_the_rare_finding(small):
     rare, finding, batch = rare_noise(small)
-    plain = RareNoise(small[0], batch, (), references=4, optimise=rare.optimise)
     order = torch.arange(len(batch)).roll(1)
     donor = batch.select(order)
     images = [
-        optimised_editor(each, source="refined_report", seed=0)(batch.image, batch, donor)
-        for each in (rare, plain)
+        text_editor(rare.model, source="refined_report", refine=refine)(batch.image, batch, donor)
+        for refine in (rare_refinement(rare), None)
     ]
     changed = (images[0] - images[1]).flatten(1).abs().amax(dim=1) > 1e-4
     shown = torch.zeros(len(batch), dtype=torch.bool)
@@ -436,13 +439,6 @@ def test_optimised_edits_change_only_patients_whose_donor_shows_the_rare_finding
     assert shown.any()
     assert not changed[~shown].any()
     assert changed[shown].any()
-
-
-def test_the_null_edit_repaints(small):
-    rare, _, batch = rare_noise(small)
-    edit = optimised_editor(rare, source="refined_report", seed=0)
-    model = rare.model
-    assert torch.equal(edit(batch.image, batch, batch), model.decode(*model.encode(batch.image)))
 
 
 def test_what_json_cannot_say_is_none_however_deep():

@@ -23,10 +23,17 @@ from counterray.models.gsvae.generator import GSVAEGenerator
 from counterray.models.gsvae.mechanism import GSVAEMechanism
 from counterray.models.gsvae.stages import GSVAEConfig
 from counterray.models.gsvae.stages import load as load_gsvae
-from counterray.models.pathology_ldm.generator import GenerationConfig, PathologyLDMGenerator, text_editor
+from counterray.models.pathology_ldm.generator import (
+    GenerationConfig,
+    PathologyLDMGenerator,
+    open_model,
+    text_editor,
+)
 from counterray.models.pathology_ldm.prompts import PromptSource
-from counterray.models.pathology_ldm.stages import load as load_pathology_ldm
 from counterray.models.pathology_ldm.stages import prompt_source
+
+Settings = Mapping[str, Any]
+"""How a generator generates: plain values of its stage's own configuration, such as `GenerationConfig`."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +41,19 @@ class _Opener:
     """How the bundles of one stage are opened.
 
     Attributes:
-        editor: Bundle, source of the donor's words and seed of the noise to an editor.
+        editor: Bundle, plain settings and seed of the noise to an editor.
         generator: Bundle, batches of the training split and plain settings to a generator.
-        words: Where the words come from that the editor reads, by its bundle; ``None`` where it reads the
-            donor's image.
+        words: Where the words come from that the editor reads, by bundle and settings; ``None`` where it
+            reads the donor's image.
     """
 
-    editor: Callable[[Bundle, PromptSource | None, int], Editor]
-    generator: Callable[[Bundle, Iterable[Batch], Mapping[str, Any]], Generator]
-    words: Callable[[Bundle], PromptSource] | None
+    editor: Callable[[Bundle, Settings, int], Editor]
+    generator: Callable[[Bundle, Iterable[Batch], Settings], Generator]
+    words: Callable[[Bundle, Settings], PromptSource] | None
 
 
-def _gsvae_editor(bundle: Bundle, prompts: PromptSource | None, seed: int) -> Editor:
+def _gsvae_editor(bundle: Bundle, settings: Settings, seed: int) -> Editor:
+    _refuse(settings)
     metadata = bundle.metadata
     return swap_editor(
         GSVAEMechanism(
@@ -56,61 +64,76 @@ def _gsvae_editor(bundle: Bundle, prompts: PromptSource | None, seed: int) -> Ed
     )
 
 
-def _pathology_ldm_editor(bundle: Bundle, prompts: PromptSource | None, seed: int) -> Editor:
-    return text_editor(load_pathology_ldm(bundle), source=prompts or prompt_source(bundle), seed=seed)
-
-
-def _gsvae_generator(bundle: Bundle, training: Iterable[Batch], settings: Mapping[str, Any]) -> Generator:
-    if settings:
-        raise ConfigError(f"A gsvae generator has no settings; leave out {', '.join(settings)}.")
+def _gsvae_generator(bundle: Bundle, training: Iterable[Batch], settings: Settings) -> Generator:
+    _refuse(settings)
     return GSVAEGenerator(bundle, training)
 
 
-def _pathology_ldm_generator(
-    bundle: Bundle, training: Iterable[Batch], settings: Mapping[str, Any]
-) -> Generator:
+def _refuse(settings: Settings) -> None:
+    if settings:
+        raise ConfigError(f"A gsvae generator has no settings; leave out {', '.join(settings)}.")
+
+
+def _pathology_ldm_editor(bundle: Bundle, settings: Settings, seed: int) -> Editor:
+    config = validate(GenerationConfig, settings)
+    if config.optimise is not None:
+        raise ConfigError(
+            "optimise goes with findings that are asked for by name, not with a donor's words: use generate, "
+            "or leave it out."
+        )
+    source = config.prompts or prompt_source(bundle)
+    return text_editor(open_model(bundle, config), source=source, seed=seed)
+
+
+def _pathology_ldm_generator(bundle: Bundle, training: Iterable[Batch], settings: Settings) -> Generator:
     return PathologyLDMGenerator(bundle, training, validate(GenerationConfig, settings))
+
+
+def _pathology_ldm_words(bundle: Bundle, settings: Settings) -> PromptSource:
+    return validate(GenerationConfig, settings).prompts or prompt_source(bundle)
 
 
 _OPENERS: Mapping[str, _Opener] = {
     "gsvae": _Opener(_gsvae_editor, _gsvae_generator, words=None),
-    "pathology_ldm": _Opener(_pathology_ldm_editor, _pathology_ldm_generator, words=prompt_source),
+    "pathology_ldm": _Opener(_pathology_ldm_editor, _pathology_ldm_generator, words=_pathology_ldm_words),
 }
 
 
-def open_editor(bundle: Bundle, *, prompts: PromptSource | None = None, seed: int = 0) -> Editor:
+def open_editor(bundle: Bundle, settings: Settings | None = None, *, seed: int = 0) -> Editor:
     """The editor of a generator's bundle: this patient with that patient's pathology.
 
     Args:
         bundle: Of a stage that edits given images.
-        prompts: Where the donor's words come from, for an editor that reads words; `word_source` by default.
+        settings: How it generates.
         seed: Of the noise, for an editor that draws.
 
     Raises:
+        ConfigError: If a setting is unknown or refused.
         ValueError: If the bundle is no generator that edits a given image.
     """
-    return _opener(bundle).editor(bundle, prompts, seed)
+    return _opener(bundle).editor(bundle, settings or {}, seed)
 
 
-def word_source(bundle: Bundle) -> PromptSource | None:
-    """Where the words came from that the bundle was trained on; ``None`` if it reads the donor's image.
+def word_source(bundle: Bundle, settings: Settings | None = None) -> PromptSource | None:
+    """Where the words come from that the editor reads; ``None`` if it reads the donor's image.
 
     Raises:
+        ConfigError: If a setting is unknown or refused.
         ValueError: If the bundle is no generator that edits a given image.
     """
     words = _opener(bundle).words
-    return None if words is None else words(bundle)
+    return None if words is None else words(bundle, settings or {})
 
 
 def open_generator(
-    bundle: Bundle, training: Iterable[Batch] = (), settings: Mapping[str, Any] | None = None
+    bundle: Bundle, training: Iterable[Batch] = (), settings: Settings | None = None
 ) -> Generator:
     """The generator of a bundle.
 
     Args:
         bundle: Of a stage that edits given images.
         training: Batches of the training split, read only by generators that take pathology from there.
-        settings: How it generates, plain values of the stage's own configuration.
+        settings: How it generates.
 
     Raises:
         ConfigError: If a setting is unknown or refused.

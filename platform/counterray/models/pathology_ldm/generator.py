@@ -10,13 +10,17 @@ from pydantic import Field
 from torch import Tensor
 
 from counterray.bundle import Bundle
-from counterray.config import Config, validate
+from counterray.config import Config, ConfigError, validate
 from counterray.data.study import Batch
-from counterray.diffusion.noise_optimisation import NoiseOptimisationConfig, optimise_noise
+from counterray.diffusion.noise_optimisation import (
+    NoiseOptimisationConfig,
+    OptimisedNoise,
+    optimise_noise,
+)
 from counterray.diffusion.sampling import SamplerConfig
 from counterray.diffusion.targets import targets_for, typical_spread
 from counterray.models.generator import Edit, EditError, edited_findings, generation_device, image_seed
-from counterray.models.pathology_ldm.mechanism import Abduction
+from counterray.models.pathology_ldm.abduction import Abducted, AbductionConfig
 from counterray.models.pathology_ldm.model import PathologyLDM
 from counterray.models.pathology_ldm.prompts import PromptSource, edited_prompts, study_prompts
 from counterray.models.pathology_ldm.stages import load, prompt_source
@@ -36,12 +40,28 @@ class GenerationConfig(Config):
     prompts: PromptSource | None = None
     """Where the words come from that say what a patient shows beside the edit; what the bundle was trained
     on where null."""
-    abduction: Abduction = "fresh"
-    """Where the initial noise comes from, see `Abduction`."""
+    abduction: dict[str, Any] = Field(default_factory=dict)
+    """Settings of `AbductionConfig` in place of the bundle's own."""
     optimise: NoiseOptimisationConfig | None = None
     """Optimises the initial noise towards reference images that show the finding; off where null."""
     references: int = Field(default=10, ge=1)
     """m: reference images of the training split (the paper's 10)."""
+
+
+def open_model(bundle: Bundle, config: GenerationConfig) -> PathologyLDM:
+    """The trained model, drawing and abducting as ``config`` says.
+
+    Raises:
+        ConfigError: If a setting is unknown or refused, or inversion is asked of a sampler that has none.
+    """
+    model = load(bundle)
+    model.sampler = validate(SamplerConfig, {**model.sampler.model_dump(), **config.sampler})
+    model.abduction = validate(AbductionConfig, {**model.abduction.model_dump(), **config.abduction})
+    try:
+        model.abduction.require(model.sampler)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return model
 
 
 class PathologyLDMGenerator:
@@ -56,11 +76,9 @@ class PathologyLDMGenerator:
     def __init__(
         self, bundle: Bundle, training: Iterable[Batch] = (), config: GenerationConfig | None = None
     ) -> None:
-        self.model = load(bundle).to(generation_device())
         self.config = config or GenerationConfig()
+        self.model = open_model(bundle, self.config).to(generation_device())
         self.prompts = self.config.prompts or prompt_source(bundle)
-        own = self.model.sampler.model_dump()
-        self.sampler = validate(SamplerConfig, {**own, **self.config.sampler})
         self.image_size: int = self.model.image_size
         self.finding_names: tuple[str, ...] = tuple(bundle.metadata["finding_names"])
         self._training = training
@@ -77,18 +95,17 @@ class PathologyLDMGenerator:
             EditError: If the edit names an unknown finding, or is empty.
             NoReferenceError: If noise is to be optimised for what too few training images show.
         """
-        identity, pathology = self._encoded(batch)
+        patients = self._abducted(batch)
         if donor is not None:
-            return self.model.decode(identity, self._encoded(donor)[1]).cpu()
+            return self.model.render(patients, self._abducted(donor).pathology).cpu()
         if not edit.do and not edit.prompt:
             raise EditError("An empty edit: give findings (do), words (prompt) or a donor.")
         rows = self._to_draw(batch, edit.require(self.finding_names))
+        pathology = patients.pathology
         if len(rows):
             pathology = pathology.clone()
-            pathology[rows] = self._drawn(
-                batch.select(rows), edit, identity[rows], pathology[rows], seeds[rows]
-            )
-        return self.model.decode(identity, pathology).cpu()
+            pathology[rows] = self._drawn(batch.select(rows), edit, patients.select(rows), seeds[rows])
+        return self.model.render(patients, pathology).cpu()
 
     def _to_draw(self, batch: Batch, edit: Edit) -> Tensor:
         if edit.prompt or edit.severity:
@@ -98,43 +115,15 @@ class PathologyLDMGenerator:
         changed = (target != known) & ~target.isnan()
         return changed.any(dim=1).nonzero().flatten()
 
-    def _drawn(self, batch: Batch, edit: Edit, identity: Tensor, pathology: Tensor, seeds: Tensor) -> Tensor:
-        sampler = self.sampler
+    def _drawn(self, batch: Batch, edit: Edit, patients: Abducted, seeds: Tensor) -> Tensor:
         condition = self.model.prompts(edited_prompts(batch, edit, self.prompts))
-        if self.config.abduction == "inverted":
-            own = self.model.prompts(study_prompts(batch, self.prompts))
-            noise = self.model.invert(own, pathology, sampler=sampler)
-        else:
-            noise = self.model.noise(seeds)
+        noise = self.model.initial(patients, study_prompts(batch, self.prompts), seeds)
         if self.config.optimise is not None:
-            noise = self._optimised(edit, condition, identity, noise, seeds, sampler)
-        return self.model.draw(condition, noise=noise, seeds=seeds, sampler=sampler)
-
-    def _optimised(
-        self,
-        edit: Edit,
-        condition: TextStates,
-        identity: Tensor,
-        noise: Tensor,
-        seeds: Tensor,
-        sampler: SamplerConfig,
-    ) -> Tensor:
-        assert self.config.optimise is not None
-        references = self._features_of(_asked(edit))
-        with torch.enable_grad():
-            return optimise_noise(
-                self.model.denoiser,
-                self.model.schedule,
-                sampler,
-                self.config.optimise,
-                condition,
-                noise=noise,
-                targets=targets_for(references, self.config.optimise.targets, seeds=seeds),
-                features=self.model.image_features(identity),
-                null=self.model.denoiser.null,
-                drift=self.model.drift,
-                spread=typical_spread(references) if self.config.optimise.repulsion else None,
+            references = self._features_of(_asked(edit))
+            noise = optimised_noise(
+                self.model, self.config.optimise, condition, references, patients, noise=noise, seeds=seeds
             ).noise
+        return self.model.draw(condition, noise=noise, seeds=seeds)
 
     def _features_of(self, names: tuple[str, ...]) -> Tensor:
         """Pathology features ``[m, D]`` of the first m training images that show all of ``names``."""
@@ -163,37 +152,83 @@ class PathologyLDMGenerator:
             self._references[names] = torch.cat(found)[: self.config.references]
         return self._references[names]
 
-    def _encoded(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Identity and pathology channels; an image that occurs several times is encoded once."""
+    def _abducted(self, batch: Batch) -> Abducted:
+        """What the images are made of; an image that occurs several times is encoded once."""
         places: dict[str, int] = {}
         rows = [places.setdefault(name, len(places)) for name in batch.image_ids]
         if len(places) == len(batch):
-            return self.model.encode(batch.image)
+            return self.model.abduct(batch.image)
         first = torch.tensor([rows.index(place) for place in range(len(places))])
-        identity, pathology = self.model.encode(batch.image[first])
-        return identity[rows], pathology[rows]
+        return self.model.abduct(batch.image[first]).select(torch.tensor(rows))
+
+
+def optimised_noise(
+    model: PathologyLDM,
+    config: NoiseOptimisationConfig,
+    condition: TextStates,
+    references: Tensor,
+    patients: Abducted,
+    *,
+    noise: Tensor,
+    seeds: Tensor,
+) -> OptimisedNoise:
+    """Initial noise from which the model's images come near reference images.
+
+    Args:
+        model: A trained model.
+        config: How noise is optimised.
+        condition: States of B prompts.
+        references: Pathology features ``[m, D]`` of the reference images.
+        patients: Whom the B images are to show.
+        noise: ``[B, 1, h, w]`` to start from.
+        seeds: ``[B]`` long, which decide what reference each is drawn to.
+    """
+    with torch.enable_grad():
+        return optimise_noise(
+            model.denoiser,
+            model.schedule,
+            model.sampler,
+            config,
+            condition,
+            noise=noise,
+            targets=targets_for(references, config.targets, seeds=seeds),
+            features=model.image_features(patients),
+            null=model.denoiser.null,
+            drift=model.drift,
+            spread=typical_spread(references) if config.repulsion else None,
+        )
+
+
+NoiseRefinement = Callable[[Tensor, TextStates, Abducted, Batch, Tensor], Tensor]
+"""z_T ``[B, 1, h, w]``, prompts, patients, the studies whose findings are asked for, and seeds, to another
+z_T."""
 
 
 def text_editor(
-    model: PathologyLDM, *, source: PromptSource, seed: int = 0
+    model: PathologyLDM, *, source: PromptSource, seed: int = 0, refine: NoiseRefinement | None = None
 ) -> Callable[[Tensor, Batch, Batch], Tensor]:
     """The editor "this patient with what that patient's prompt says".
 
     Args:
         model: A trained model.
         source: Where prompts come from.
-        seed: Of the initial noise, which is drawn anew for each image from this and the image's identifier.
+        seed: Of fresh initial noise, drawn for each image from this and the image's identifier.
+        refine: Applied to the initial noise.
     """
 
     @torch.no_grad()
     def edit(image: Tensor, patient: Batch, target: Batch) -> Tensor:
-        identity, pathology = model.encode(image)
+        abducted = model.abduct(image)
+        pathology = abducted.pathology
         # The null intervention keeps the pathology that this very image shows.
         if target is not patient:
             seeds = torch.tensor([image_seed(seed, name) for name in patient.image_ids])
             condition = model.prompts(study_prompts(target, source))
-            pathology = model.draw(condition, noise=model.noise(seeds), seeds=seeds)
-        return model.decode(identity, pathology).to(image)
+            noise = model.initial(abducted, study_prompts(patient, source), seeds)
+            if refine is not None:
+                noise = refine(noise, condition, abducted, target, seeds)
+            pathology = model.draw(condition, noise=noise, seeds=seeds)
+        return model.render(abducted, pathology).to(image)
 
     return edit
 

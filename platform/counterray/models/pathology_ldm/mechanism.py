@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Generator, Tensor
@@ -12,12 +11,9 @@ from torch import Generator, Tensor
 from counterray.causal.mechanism import Values
 from counterray.diffusion.schedule import training_scheduler
 from counterray.models.gsvae.bank import findings_of
+from counterray.models.pathology_ldm.abduction import Abducted
 from counterray.models.pathology_ldm.model import PathologyLDM
 from counterray.models.pathology_ldm.prompts import label_prompts
-
-Abduction = Literal["fresh", "inverted"]
-"""Where a counterfactual's z_T comes from: ``fresh`` noise, as published, or ``inverted``, the noise from
-which the patient's own prompt draws the observed z^n, so that what no prompt says stays."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +21,14 @@ class PathologyNoise:
     """What an image is made of, apart from its parents.
 
     Attributes:
-        identity: Identity channels ``[B, n - 1, h, w]``.
+        patients: Identity channels, the pathology channel that was observed, and what else is kept.
         pathology: The pathology channel ``[B, 1, h, w]`` that stands as long as nothing is changed.
         initial: z_T ``[B, 1, h, w]``, from which another pathology is drawn.
         findings: ``[B, F]`` that ``pathology`` shows, NaN where not known; ``None`` where it was drawn from
             words or taken from an image and stands whatever the parents say.
     """
 
-    identity: Tensor
+    patients: Abducted
     pathology: Tensor
     initial: Tensor
     findings: Tensor | None
@@ -42,25 +38,17 @@ class PathologyLDMMechanism:
     """Implements `Mechanism`. Parents are read by the names ``finding.<name>``; all others are ignored.
 
     ``predict`` under unchanged findings decodes the observed pathology channel; under changed ones it draws a
-    channel from the findings in words (`label_prompts`).
+    channel from the findings in words (`label_prompts`). What is kept of the image beside its identity
+    channels is the model's `AbductionConfig`.
 
     Args:
         model: A trained model.
         finding_names: Findings in the order of the dataset.
-        abduction: See `Abduction`.
         seed: Of fresh noise. Every row takes the same z_T, so that no row depends on those beside it.
     """
 
-    def __init__(
-        self,
-        model: PathologyLDM,
-        *,
-        finding_names: Sequence[str],
-        abduction: Abduction = "fresh",
-        seed: int = 0,
-    ) -> None:
-        self.model, self.finding_names = model, tuple(finding_names)
-        self.abduction, self.seed = abduction, seed
+    def __init__(self, model: PathologyLDM, *, finding_names: Sequence[str], seed: int = 0) -> None:
+        self.model, self.finding_names, self.seed = model, tuple(finding_names), seed
 
     @torch.no_grad()
     def loss(self, value: Tensor, parents: Values) -> Tensor:
@@ -98,13 +86,11 @@ class PathologyLDMMechanism:
     @torch.no_grad()
     def abduct(self, value: Tensor, parents: Values) -> PathologyNoise:
         """Channels of ``value`` ``[B, 1, H, W]``, and the z_T of its counterfactuals."""
-        identity, pathology = self.model.encode(value)
-        findings = findings_of(parents, self.finding_names, like=pathology)
-        if self.abduction == "inverted":
-            initial = self.model.invert(self.model.prompts(self._words(findings)), pathology)
-        else:
-            initial = self.model.noise(torch.full((len(value),), self.seed))
-        return PathologyNoise(identity, pathology, initial, findings)
+        patients = self.model.abduct(value)
+        findings = findings_of(parents, self.finding_names, like=patients.pathology)
+        seeds = torch.full((len(value),), self.seed)
+        initial = self.model.initial(patients, self._words(findings), seeds)
+        return PathologyNoise(patients, patients.pathology, initial, findings)
 
     @torch.no_grad()
     def with_prompts(self, noise: PathologyNoise, prompts: Sequence[str]) -> PathologyNoise:
@@ -124,7 +110,7 @@ class PathologyLDMMechanism:
         """The images ``[B, 1, H, W]`` in [-1, 1] of ``noise`` under ``parents``."""
         pathology = noise.pathology
         if noise.findings is None:
-            return self.model.decode(noise.identity, pathology)
+            return self.model.render(noise.patients, pathology)
         asked = findings_of(parents, self.finding_names, like=noise.findings)
         target = torch.where(asked.isnan(), noise.findings, asked)
         changed = ((target != noise.findings) & ~asked.isnan()).any(dim=1)
@@ -133,7 +119,7 @@ class PathologyLDMMechanism:
             seeds = torch.full((int(changed.sum()),), self.seed)
             pathology = pathology.clone()
             pathology[changed] = self.model.draw(condition, noise=noise.initial[changed], seeds=seeds)
-        return self.model.decode(noise.identity, pathology)
+        return self.model.render(noise.patients, pathology)
 
     @torch.no_grad()
     def sample(self, parents: Values, generator: Generator) -> Tensor:

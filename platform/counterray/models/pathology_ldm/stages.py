@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from counterray.bundle import Bundle, BundleError
@@ -19,6 +19,7 @@ from counterray.diffusion.unet import DenoiserConfig
 from counterray.models.gsvae.network import GSVAENetwork
 from counterray.models.gsvae.stages import load as load_gsvae
 from counterray.models.gsvae.stages import rebuild as rebuild_gsvae
+from counterray.models.pathology_ldm.abduction import AbductionConfig
 from counterray.models.pathology_ldm.encoding import IDENTITY, PATHOLOGY, PRESENT, STATES, EncodeConfig
 from counterray.models.pathology_ldm.model import PathologyLDM
 from counterray.models.pathology_ldm.network import PathologyDenoiser
@@ -45,10 +46,17 @@ class PathologyLDMConfig(StageConfig):
     """Latent drifting, in training and in sampling."""
     sampler: SamplerConfig = SamplerConfig(steps=20)
     """How validation draws, and what the bundle draws with unless told otherwise."""
+    abduction: AbductionConfig = AbductionConfig()
+    """What the bundle's counterfactuals keep of an image unless told otherwise; training does not read it."""
     condition_dropout: float = Field(default=0.1, ge=0, lt=1)
     """Share of training samples whose prompt is replaced by the empty one, which guidance needs."""
     validation_draws: int = Field(default=256, ge=1)
     """Studies of the validation split that are drawn anew from their prompts and judged."""
+
+    @model_validator(mode="after")
+    def _invertible(self) -> PathologyLDMConfig:
+        self.abduction.require(self.sampler)
+        return self
 
 
 class PathologyLDMStage:
@@ -294,6 +302,7 @@ def assemble(
         denoiser,
         schedule=config.schedule,
         sampler=config.sampler,
+        abduction=config.abduction,
         drift=drift if drift and bool(drift.reverse.any()) else None,
         text=text,
     )
