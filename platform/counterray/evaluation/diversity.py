@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from torch import Tensor
 
@@ -11,9 +9,10 @@ from counterray.evaluation.features import checked
 from counterray.evaluation.intervals import Floats, Rows
 from counterray.evaluation.metric import Metric
 from counterray.evaluation.two_sample import (
-    both_checked,
+    TwoSamples,
+    mean_of_pairs,
     pairwise_distances,
-    require_patients,
+    times_drawn,
     two_sample_bootstrap,
 )
 
@@ -28,7 +27,7 @@ def mean_pairwise_distance(features: Tensor) -> float:
         ValueError: If the features are no finite matrix or of one image.
     """
     values = _several(features, "Mean pairwise distance")
-    return _mean_of_pairs(pairwise_distances(values, values), np.ones(len(values)))
+    return mean_of_pairs(pairwise_distances(values, values), np.ones(len(values)))
 
 
 def feature_deviation(features: Tensor) -> float:
@@ -43,58 +42,42 @@ def feature_deviation(features: Tensor) -> float:
     return _deviation(_several(features, "Feature deviation"))
 
 
-def diversity_metrics(
-    generated: Tensor,
-    real: Tensor,
-    *,
-    patients: Sequence[str],
-    real_patients: Sequence[str],
-    judge: str,
-    subset: str = "",
-    seed: int = 0,
-) -> list[Metric]:
+def diversity_metrics(samples: TwoSamples, *, seed: int = 0) -> list[Metric]:
     """Spread of generated images' features, of real ones of the same class, and the ratio of both.
 
     A ratio of 1 is what real images have. Below, the generator repeats itself; above, its images scatter
     more than real ones, which is no merit either.
 
     Args:
-        generated: Features ``[n, D]`` of generated images of one class.
-        real: Features ``[m, D]`` of real images of the same class.
-        patients: Whose images the n generated ones were made from; their own names where from nobody's.
-        real_patients: The patients of the m real images.
-        judge: Label of the judge that gave the features.
-        subset: The class.
+        samples: Generated and real images of one class, n, m ≥ 2; the class is their subset.
         seed: Of the bootstrap.
 
     Raises:
-        ValueError: If the features are no finite matrices of the same width, a sample has one image, or
-            images do not each name a patient.
+        ValueError: If the features are no finite matrices of the same width, or a sample has one image.
 
     Reference: mean pairwise distance: Zhu et al., 2017, https://arxiv.org/abs/1711.11586, section 5.2, with
         a named judge's features in place of LPIPS.
     """
-    require_patients("Diversity", generated, real, patients, real_patients)
-    ours, theirs = both_checked(generated, real, "Diversity", minimum=2)
+    ours, theirs = samples.arrays("Diversity", minimum=2)
     within, real_within = pairwise_distances(ours, ours), pairwise_distances(theirs, theirs)
 
     def statistic(rows: Rows, real_rows: Rows) -> Floats:
-        pair = _mean_of_pairs(within, _weights(rows, len(ours)))
-        real_pair = _mean_of_pairs(real_within, _weights(real_rows, len(theirs)))
+        pair = mean_of_pairs(within, times_drawn(rows, len(ours)))
+        real_pair = mean_of_pairs(real_within, times_drawn(real_rows, len(theirs)))
         spread, real_spread = _deviation(ours[rows]), _deviation(theirs[real_rows])
         values = [pair, real_pair, _ratio(pair, real_pair), spread, real_spread, _ratio(spread, real_spread)]
         return np.array(values)
 
     point = statistic(np.arange(len(ours)), np.arange(len(theirs)))
-    intervals = two_sample_bootstrap(statistic, patients, real_patients, seed=seed)
-    prefix = f"{subset}, " if subset else ""
+    intervals = two_sample_bootstrap(statistic, samples.patients, samples.real_patients, seed=seed)
+    prefix = f"{samples.subset}, " if samples.subset else ""
     where = (
         ("pairwise_distance", f"{prefix}generated"),
         ("pairwise_distance", f"{prefix}real"),
-        ("pairwise_distance_ratio", subset),
+        ("pairwise_distance_ratio", samples.subset),
         ("feature_deviation", f"{prefix}generated"),
         ("feature_deviation", f"{prefix}real"),
-        ("feature_deviation_ratio", subset),
+        ("feature_deviation_ratio", samples.subset),
     )
     sizes = f"{len(ours)} generated and {len(theirs)} real images"
     return [
@@ -104,7 +87,7 @@ def diversity_metrics(
             low=intervals[k].low,
             high=intervals[k].high,
             n=len(theirs) if place.endswith("real") else len(ours),
-            judge=judge,
+            judge=samples.judge,
             direction="higher" if name.endswith("ratio") else "none",
             subset=place,
             note=f"{sizes}; 1 is as diverse as real images" if name.endswith("ratio") else "",
@@ -118,16 +101,6 @@ def _several(features: Tensor, metric: str) -> Floats:
     if len(values) < 2:
         raise ValueError(f"{metric} needs at least 2 images; there is {len(values)}.")
     return values
-
-
-def _weights(rows: Rows, size: int) -> Floats:
-    return np.bincount(rows, minlength=size).astype(np.float64)
-
-
-def _mean_of_pairs(distances: Floats, weights: Floats) -> float:
-    # An image drawn twice is no pair: its distance of 0 would make every resample less diverse.
-    pairs = weights.sum() ** 2 - (weights**2).sum()
-    return float(weights @ distances @ weights / pairs) if pairs else float("nan")
 
 
 def _deviation(values: Floats) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from counterray.evaluation.intervals import Floats, Rows
 from counterray.evaluation.metric import Metric
-from counterray.evaluation.two_sample import both_checked, require_patients, two_sample_bootstrap
+from counterray.evaluation.two_sample import TwoSamples, both_checked, two_sample_bootstrap
 
 FRECHET_RESAMPLES = 200
 """Bootstrap resamples: each takes two eigendecompositions of D × D, so fewer than elsewhere."""
@@ -38,15 +38,7 @@ def frechet_distance(generated: Tensor, real: Tensor) -> float:
 
 
 def frechet_metrics(
-    generated: Tensor,
-    real: Tensor,
-    *,
-    patients: Sequence[str],
-    real_patients: Sequence[str],
-    judge: str,
-    subset: str = "",
-    resamples: int = FRECHET_RESAMPLES,
-    seed: int = 0,
+    samples: TwoSamples, *, resamples: int = FRECHET_RESAMPLES, seed: int = 0
 ) -> list[Metric]:
     """The Fréchet distance as it is usually given, and extrapolated to samples without end.
 
@@ -57,23 +49,17 @@ def frechet_metrics(
     hold there.
 
     Args:
-        generated: Features ``[n, D]``.
-        real: Features ``[m, D]``.
-        patients: Whose images the n generated ones were made from; their own names where from nobody's.
-        real_patients: The patients of the m real images.
-        judge: Label of the judge that gave the features.
-        subset: What the numbers are restricted to.
+        samples: Generated and real images, n, m ≥ 2.
         resamples: Bootstrap resamples.
         seed: Of the bootstrap and of the halves.
 
     Raises:
-        ValueError: As `frechet_distance`, or if images do not each name a patient.
+        ValueError: As `frechet_distance`.
 
     Reference: extrapolation: Chong and Forsyth, 2020, https://arxiv.org/abs/1911.07023, section 3, from two
         sample sizes in place of fifteen, and of both samples.
     """
-    require_patients("Fréchet distance", generated, real, patients, real_patients)
-    ours, theirs = both_checked(generated, real, "Fréchet distance", minimum=2)
+    ours, theirs = samples.arrays("Fréchet distance", minimum=2)
 
     def statistic(rows: Rows, real_rows: Rows) -> Floats:
         if min(len(rows), len(real_rows)) < 2:
@@ -81,10 +67,15 @@ def frechet_metrics(
         return np.array([_distance(ours[rows], theirs[real_rows])])
 
     [interval] = two_sample_bootstrap(
-        statistic, patients, real_patients, ends="centred", resamples=resamples, seed=seed
+        statistic,
+        samples.patients,
+        samples.real_patients,
+        ends="centred",
+        resamples=resamples,
+        seed=seed,
     )
     value = _distance(ours, theirs)
-    unbiased = 2 * value - _mean_of_halves(ours, theirs, patients, real_patients, seed=seed)
+    unbiased = 2 * value - _mean_of_halves(ours, theirs, samples.patients, samples.real_patients, seed=seed)
     width = ours.shape[1]
     sizes = f"{len(ours)} generated against {len(theirs)} real images, {width} features"
     low, high = interval.low, interval.high
@@ -96,9 +87,9 @@ def frechet_metrics(
             low=start,
             high=end,
             n=len(ours),
-            judge=judge,
+            judge=samples.judge,
             direction="lower",
-            subset=subset,
+            subset=samples.subset,
             note=note,
         )
         for name, number, start, end, note in (

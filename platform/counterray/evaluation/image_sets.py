@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from counterray.evaluation.metric import Direction, Judge, Metric
 from counterray.evaluation.niqe import SMALLEST, niqe_metric
 from counterray.evaluation.perceptual import perceptual_distance
 from counterray.evaluation.precision_recall import NEIGHBOURS, precision_recall_metrics
+from counterray.evaluation.two_sample import TwoSamples
 
 NIQE_IMAGES = 64
 """Images that NIQE is taken of, the first ones: at 512 px it takes a good part of a second for each."""
@@ -77,16 +78,23 @@ def feature_metrics(
     def features(batch: Batch) -> Tensor:
         return extract_features(judge, batch.image, batch_size=batch_size)
 
-    ours = extract_features(judge, made.image, batch_size=batch_size)
-    theirs = features(made.source)
+    who = patients(made.source)
+    samples = TwoSamples(
+        generated=extract_features(judge, made.image, batch_size=batch_size),
+        real=features(made.source),
+        patients=who,
+        real_patients=who,
+        judge=judge.label,
+    )
     measured = Measured()
     if reference is None:
         measured.absent["distances between sets of images, precision, recall"] = (
             "there are no validation images, which would be real ones of other patients"
         )
     else:
-        measured.add(_distances(made, ours, reference, features(reference), judge.label, seed=seed))
-    measured.add(_diversity(made, ours, theirs, judge.label, minimum_positives=minimum_positives, seed=seed))
+        others = replace(samples, real=features(reference), real_patients=patients(reference))
+        measured.add(_distances(others, seed=seed))
+    measured.add(_diversity(made, samples, minimum_positives=minimum_positives, seed=seed))
     if training is None:
         measured.absent["memorisation"] = "no training images were given"
     elif len(made) < LEAST_HELD_OUT:
@@ -95,39 +103,22 @@ def feature_metrics(
         )
     else:
         measured.metrics += memorisation_metrics(
-            ours,
-            features(training),
-            theirs,
-            patients=patients(made.source),
-            held_out_patients=patients(made.source),
-            training_patients=patients(training),
-            judge=judge.label,
-            seed=seed,
+            samples, features(training), training_patients=patients(training), seed=seed
         )
     return measured
 
 
-def _distances(
-    made: Counterfactuals, ours: Tensor, reference: Batch, real: Tensor, judge: str, *, seed: int
-) -> Measured:
-    who, others = patients(made.source), patients(reference)
-    shared = len(set(who) & set(others))
+def _distances(samples: TwoSamples, *, seed: int) -> Measured:
+    shared = len(set(samples.patients) & set(samples.real_patients))
     if shared:
         raise ValueError(
             f"{shared} patients are both edited and reference images, but distances need real "
             "images of other patients; score another split."
         )
-    measured = Measured(
-        [
-            *frechet_metrics(ours, real, patients=who, real_patients=others, judge=judge, seed=seed),
-            kernel_metric(ours, real, patients=who, real_patients=others, judge=judge, seed=seed),
-        ]
-    )
-    fewest = min(len(ours), len(real))
+    measured = Measured([*frechet_metrics(samples, seed=seed), kernel_metric(samples, seed=seed)])
+    fewest = min(len(samples.generated), len(samples.real))
     if fewest > NEIGHBOURS:
-        measured.metrics += precision_recall_metrics(
-            ours, real, patients=who, real_patients=others, judge=judge, seed=seed
-        )
+        measured.metrics += precision_recall_metrics(samples, seed=seed)
     else:
         measured.absent["precision, recall, density, coverage"] = (
             f"they need more than {NEIGHBOURS} images of each kind, and of one there are {fewest}"
@@ -135,10 +126,9 @@ def _distances(
     return measured
 
 
-def _diversity(
-    made: Counterfactuals, ours: Tensor, theirs: Tensor, judge: str, *, minimum_positives: int, seed: int
-) -> Measured:
-    measured, who = Measured(), patients(made.source)
+def _diversity(made: Counterfactuals, samples: TwoSamples, *, minimum_positives: int, seed: int) -> Measured:
+    """Diversity by finding, of the counterfactuals that were to show it and of the sources that do."""
+    measured = Measured()
     few = []
     for column, name in enumerate(made.source.finding_names):
         rows, real_rows = (
@@ -148,15 +138,15 @@ def _diversity(
         if min(len(rows), len(real_rows)) < minimum_positives:
             few.append(name.replace("_", " "))
             continue
-        measured.metrics += diversity_metrics(
-            ours[rows],
-            theirs[real_rows],
-            patients=[who[row] for row in rows.tolist()],
-            real_patients=[who[row] for row in real_rows.tolist()],
-            judge=judge,
+        with_finding = replace(
+            samples,
+            generated=samples.generated[rows],
+            real=samples.real[real_rows],
+            patients=[samples.patients[row] for row in rows.tolist()],
+            real_patients=[samples.real_patients[row] for row in real_rows.tolist()],
             subset=name,
-            seed=seed,
         )
+        measured.metrics += diversity_metrics(with_finding, seed=seed)
     if few:
         measured.absent[f"diversity of {', '.join(few)}"] = (
             f"fewer than {minimum_positives} images, generated or real, show it"

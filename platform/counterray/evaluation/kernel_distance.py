@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from torch import Tensor
 
 from counterray.evaluation.intervals import Floats, Rows
 from counterray.evaluation.metric import Metric
-from counterray.evaluation.two_sample import both_checked, require_patients, two_sample_bootstrap
+from counterray.evaluation.two_sample import (
+    TwoSamples,
+    both_checked,
+    mean_of_pairs,
+    times_drawn,
+    two_sample_bootstrap,
+)
 
 DEGREE = 3
 OFFSET = 1.0
@@ -43,51 +47,35 @@ def kernel_distance(generated: Tensor, real: Tensor) -> float:
     return _discrepancy(*_kernels(ours, theirs), np.ones(len(ours)), np.ones(len(theirs)))
 
 
-def kernel_metric(
-    generated: Tensor,
-    real: Tensor,
-    *,
-    patients: Sequence[str],
-    real_patients: Sequence[str],
-    judge: str,
-    subset: str = "",
-    seed: int = 0,
-) -> Metric:
+def kernel_metric(samples: TwoSamples, *, seed: int = 0) -> Metric:
     """The kernel distance with a bootstrap interval over patients.
 
     Args:
-        generated: Features ``[n, D]``.
-        real: Features ``[m, D]``.
-        patients: Whose images the n generated ones were made from; their own names where from nobody's.
-        real_patients: The patients of the m real images.
-        judge: Label of the judge that gave the features.
-        subset: What the number is restricted to.
+        samples: Generated and real images, n, m ≥ 2.
         seed: Of the bootstrap.
 
     Raises:
-        ValueError: As `kernel_distance`, or if images do not each name a patient.
+        ValueError: As `kernel_distance`.
     """
-    require_patients("Kernel distance", generated, real, patients, real_patients)
-    ours, theirs = both_checked(generated, real, "Kernel distance", minimum=2)
+    ours, theirs = samples.arrays("Kernel distance", minimum=2)
     kernels = _kernels(ours, theirs)
 
     def statistic(rows: Rows, real_rows: Rows) -> Floats:
         # Rows as weights: an image drawn twice must not count as its own neighbour, or the resample's value
         # would be biased upwards by k(x, x).
-        weights = np.bincount(rows, minlength=len(ours)).astype(float)
-        real_weights = np.bincount(real_rows, minlength=len(theirs)).astype(float)
+        weights, real_weights = times_drawn(rows, len(ours)), times_drawn(real_rows, len(theirs))
         return np.array([_discrepancy(*kernels, weights, real_weights)])
 
-    [interval] = two_sample_bootstrap(statistic, patients, real_patients, seed=seed)
+    [interval] = two_sample_bootstrap(statistic, samples.patients, samples.real_patients, seed=seed)
     return Metric(
         name="kernel_distance",
         value=_discrepancy(*kernels, np.ones(len(ours)), np.ones(len(theirs))),
         low=interval.low,
         high=interval.high,
         n=len(ours),
-        judge=judge,
+        judge=samples.judge,
         direction="lower",
-        subset=subset,
+        subset=samples.subset,
         note=f"unbiased; {len(ours)} generated against {len(theirs)} real images, {ours.shape[1]} features",
     )
 
@@ -103,11 +91,6 @@ def _kernels(ours: Floats, theirs: Floats) -> tuple[Floats, Floats, Floats]:
 def _discrepancy(
     within: Floats, real_within: Floats, across: Floats, weights: Floats, real_weights: Floats
 ) -> float:
-    inside = _mean_of_pairs(within, weights) + _mean_of_pairs(real_within, real_weights)
+    inside = mean_of_pairs(within, weights) + mean_of_pairs(real_within, real_weights)
     between = weights @ across @ real_weights / (weights.sum() * real_weights.sum())
     return float(inside - 2 * between)
-
-
-def _mean_of_pairs(kernel: Floats, weights: Floats) -> float:
-    pairs = weights.sum() ** 2 - (weights**2).sum()
-    return float(weights @ kernel @ weights / pairs) if pairs else float("nan")

@@ -13,7 +13,7 @@ from counterray.evaluation.counterfactuals import pieces
 from counterray.evaluation.features import checked
 from counterray.evaluation.intervals import Floats, Rows, summarise
 from counterray.evaluation.metric import Metric
-from counterray.evaluation.two_sample import both_checked, require_patients, two_sample_bootstrap
+from counterray.evaluation.two_sample import TwoSamples, two_sample_bootstrap
 
 NEAR_COPY_PERCENTILE = 1.0
 """Percentile of unseen real images' distances to the training images, below which an image is a near copy."""
@@ -128,14 +128,10 @@ def calibrate_gate(
 
 
 def memorisation_metrics(
-    generated: Tensor,
+    samples: TwoSamples,
     training: Tensor,
-    held_out: Tensor,
     *,
-    patients: Sequence[str],
-    held_out_patients: Sequence[str],
     training_patients: Sequence[str],
-    judge: str,
     percentile: float = NEAR_COPY_PERCENTILE,
     seed: int = 0,
 ) -> list[Metric]:
@@ -150,44 +146,27 @@ def memorisation_metrics(
       near copies say nothing about who was trained on, 1 where they give it away.
 
     Args:
-        generated: Features ``[n, D]``.
+        samples: Generated images, and held-out real ones of patients that the generator was not trained on.
         training: Features ``[N, D]`` of the images that the generator was trained on.
-        held_out: Features ``[m, D]`` of real images of other patients.
-        patients: Whose images the n generated ones were made from; their own names where from nobody's.
-        held_out_patients: The patients of the m held-out images.
         training_patients: The patients of the N training images; an image is not compared with those of the
             patient that it was made from.
-        judge: Label of the judge that gave the features.
         percentile: Of the threshold.
         seed: Of the bootstrap and of the draw of equally many images.
 
     Raises:
-        ValueError: As `calibrate_gate`, or if images do not each name a patient.
+        ValueError: As `nearest` and `calibrate_gate`.
 
     Reference: nearest-neighbour comparison with held-out data: Meehan et al., 2020,
         https://arxiv.org/abs/2004.05675, section 3, with a ratio in place of its rank test.
     """
-    require_patients("Memorisation", generated, held_out, patients, held_out_patients)
-    both_checked(generated, held_out, "Memorisation", minimum=1)
-    gate = calibrate_gate(training, held_out, percentile=percentile)
-    distance = nearest(generated, training, patients=patients, training_patients=training_patients).distance
-    member, of_either = _membership(
-        generated,
-        patients,
-        ((gate.training, training_patients), (checked(held_out, "Held-out images"), held_out_patients)),
-        gate.threshold,
-        seed=seed,
-    )
+    patients = samples.patients
+    gate = calibrate_gate(training, samples.real, percentile=percentile)
+    distance = nearest(
+        samples.generated, training, patients=patients, training_patients=training_patients
+    ).distance
+    member, of_either = _membership(samples, gate, training_patients, seed=seed)
     return [
-        _ratio_metric(
-            distance.numpy(),
-            nearest(held_out, training).distance.numpy(),
-            patients,
-            held_out_patients,
-            judge=judge,
-            note=f"{len(training)} training and {len(held_out)} held-out images; 1 is as far as unseen ones",
-            seed=seed,
-        ),
+        _ratio_metric(samples, distance.numpy(), training, seed=seed),
         summarise(
             "near_copies",
             (distance < gate.threshold).double(),
@@ -195,7 +174,7 @@ def memorisation_metrics(
             direction="lower",
             unit="of images",
             note=f"nearer than {gate.threshold:.3g}; {percentile:g} % of unseen real images are",
-            judge=judge,
+            judge=samples.judge,
             seed=seed,
         ),
         summarise(
@@ -207,56 +186,44 @@ def memorisation_metrics(
             note="of a training rather than a held-out image, among equally many; 0.5 is chance"
             if of_either.any()
             else "there is no near copy of equally many training and held-out images",
-            judge=judge,
+            judge=samples.judge,
             seed=seed,
         ),
     ]
 
 
 def _membership(
-    generated: Tensor,
-    patients: Sequence[str],
-    samples: Sequence[tuple[Tensor, Sequence[str]]],
-    threshold: float,
-    *,
-    seed: int,
+    samples: TwoSamples, gate: NearCopyGate, training_patients: Sequence[str], *, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Of equally many training and held-out images: whether the nearest is of training, and a near copy."""
-    size = min(len(sample) for sample, _ in samples)
+    size = min(len(gate.training), len(samples.real))
     random = torch.Generator().manual_seed(seed)
     distances = []
-    for sample, who in samples:
-        rows = torch.randperm(len(sample), generator=random)[:size]
+    for images, who in ((gate.training, training_patients), (samples.real, samples.real_patients)):
+        rows = torch.randperm(len(images), generator=random)[:size]
         drawn = [who[row] for row in rows.tolist()]
-        found = nearest(generated, sample[rows], patients=patients, training_patients=drawn)
+        found = nearest(samples.generated, images[rows], patients=samples.patients, training_patients=drawn)
         distances.append(found.distance)
     to_members, to_others = distances
-    return to_members < to_others, torch.minimum(to_members, to_others) < threshold
+    return to_members < to_others, torch.minimum(to_members, to_others) < gate.threshold
 
 
-def _ratio_metric(
-    ours: Floats,
-    theirs: Floats,
-    patients: Sequence[str],
-    held_out_patients: Sequence[str],
-    *,
-    judge: str,
-    note: str,
-    seed: int,
-) -> Metric:
+def _ratio_metric(samples: TwoSamples, ours: Floats, training: Tensor, *, seed: int) -> Metric:
+    theirs = nearest(samples.real, training).distance.numpy()
+
     def statistic(rows: Rows, held_out_rows: Rows) -> Floats:
         reference = np.median(theirs[held_out_rows])
         return np.array([np.median(ours[rows]) / reference if reference > 0 else np.nan])
 
     [value] = statistic(np.arange(len(ours)), np.arange(len(theirs)))
-    [interval] = two_sample_bootstrap(statistic, patients, held_out_patients, seed=seed)
+    [interval] = two_sample_bootstrap(statistic, samples.patients, samples.real_patients, seed=seed)
     return Metric(
         name="nearest_training_distance_ratio",
         value=float(value),
         low=interval.low,
         high=interval.high,
         n=len(ours),
-        judge=judge,
+        judge=samples.judge,
         direction="none",
-        note=note,
+        note=f"{len(training)} training and {len(theirs)} held-out images; 1 is as far as unseen ones",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from counterray.evaluation.intervals import Floats, summarise
 from counterray.evaluation.metric import Metric
-from counterray.evaluation.two_sample import both_checked, pairwise_distances, require_patients
+from counterray.evaluation.two_sample import TwoSamples, both_checked, pairwise_distances
 
 NEIGHBOURS = 5
 """k of the nearest-neighbour balls: Naeem et al., 2020, section 4; Kynkäänniemi et al. take 3."""
@@ -69,15 +68,7 @@ def manifold_scores(generated: Tensor, real: Tensor, *, neighbours: int = NEIGHB
 
 
 def precision_recall_metrics(
-    generated: Tensor,
-    real: Tensor,
-    *,
-    patients: Sequence[str],
-    real_patients: Sequence[str],
-    judge: str,
-    neighbours: int = NEIGHBOURS,
-    subset: str = "",
-    seed: int = 0,
+    samples: TwoSamples, *, neighbours: int = NEIGHBOURS, seed: int = 0
 ) -> list[Metric]:
     """Precision, recall, density and coverage, with intervals over patients.
 
@@ -85,38 +76,33 @@ def precision_recall_metrics(
     resample's repeated images would shrink them.
 
     Args:
-        generated: Features ``[n, D]``.
-        real: Features ``[m, D]``.
-        patients: Whose images the n generated ones were made from; their own names where from nobody's.
-        real_patients: The patients of the m real images.
-        judge: Label of the judge that gave the features.
+        samples: Generated and real images, n, m > k.
         neighbours: k.
-        subset: What the numbers are restricted to.
         seed: Of the bootstrap.
 
     Raises:
-        ValueError: As `manifold_scores`, or if images do not each name a patient.
+        ValueError: As `manifold_scores`.
     """
-    require_patients("Precision and recall", generated, real, patients, real_patients)
-    scores = manifold_scores(generated, real, neighbours=neighbours)
-    sizes = f"k = {neighbours}, {len(generated)} generated and {len(real)} real images"
+    scores = manifold_scores(samples.generated, samples.real, neighbours=neighbours)
+    sizes = f"k = {neighbours}, {len(samples.generated)} generated and {len(samples.real)} real images"
+    who, real_who = samples.patients, samples.real_patients
     return [
         summarise(
             name,
             values.astype(np.float64),
-            patients=who,
+            patients=own,
             direction="higher",
-            judge=judge,
-            subset=subset,
+            judge=samples.judge,
+            subset=samples.subset,
             unit=unit,
             note=f"{sizes}; {note}" if note else sizes,
             seed=seed,
         )
-        for name, values, who, unit, note in (
-            ("precision", scores.precise, patients, "of generated images", ""),
-            ("recall", scores.recalled, real_patients, "of real images", ""),
-            ("density", scores.density, patients, "", "about 1 for images of the real distribution"),
-            ("coverage", scores.covered, real_patients, "of real images", ""),
+        for name, values, own, unit, note in (
+            ("precision", scores.precise, who, "of generated images", ""),
+            ("recall", scores.recalled, real_who, "of real images", ""),
+            ("density", scores.density, who, "", "about 1 for images of the real distribution"),
+            ("coverage", scores.covered, real_who, "of real images", ""),
         )
     ]
 

@@ -1,9 +1,10 @@
-"""Intervals of numbers that compare two samples of images, such as generated and real ones."""
+"""Two samples of images, such as generated and real ones, and intervals of numbers that compare them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -19,6 +20,45 @@ from counterray.evaluation.intervals import (
     Rows,
     patient_resamples,
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoSamples:
+    """Features of n generated and of m real images, and whose images they are.
+
+    Attributes:
+        generated: ``[n, D]``.
+        real: ``[m, D]``.
+        patients: Whose images the n generated ones were made from; their own names where from nobody's.
+        real_patients: The patients of the m real images.
+        judge: Label of the judge that gave the features.
+        subset: What the images are restricted to, such as one finding; empty for all.
+
+    Raises:
+        ValueError: If images do not each name a patient.
+    """
+
+    generated: Tensor
+    real: Tensor
+    patients: Sequence[str]
+    real_patients: Sequence[str]
+    judge: str
+    subset: str = ""
+
+    def __post_init__(self) -> None:
+        for kind, rows, named in (
+            ("generated", self.generated, self.patients),
+            ("real", self.real, self.real_patients),
+        ):
+            if len(rows) != len(named):
+                raise ValueError(
+                    f"Features are given of {len(rows)} {kind} images but {len(named)} patients; one each "
+                    "is needed, since intervals resample patients."
+                )
+
+    def arrays(self, metric: str, *, minimum: int) -> tuple[Floats, Floats]:
+        """The features of both samples, see `both_checked`."""
+        return both_checked(self.generated, self.real, metric, minimum=minimum)
 
 
 def two_sample_bootstrap(
@@ -91,22 +131,6 @@ def both_checked(generated: Tensor, real: Tensor, metric: str, *, minimum: int) 
     return first.numpy(), second.numpy()
 
 
-def require_patients(
-    metric: str, generated: Tensor, real: Tensor, first: Sequence[str], second: Sequence[str]
-) -> None:
-    """Refuses samples whose images do not each name a patient.
-
-    Raises:
-        ValueError: If the numbers differ.
-    """
-    for kind, rows, named in (("generated", generated, first), ("real", real, second)):
-        if len(rows) != len(named):
-            raise ValueError(
-                f"{metric}: {len(rows)} {kind} images but {len(named)} patients; one each is needed, since "
-                "the interval resamples patients."
-            )
-
-
 def pairwise_distances(first: Floats, second: Floats) -> Floats:
     """Euclidean distances ``[n, m]`` of the rows of ``first [n, D]`` and ``second [m, D]``, exact at 0."""
     # Through the inner product, equal rows would come out at about 1e-8 instead of 0.
@@ -115,6 +139,27 @@ def pairwise_distances(first: Floats, second: Floats) -> Floats:
     )
     values: Floats = distance.numpy()
     return values
+
+
+def times_drawn(rows: Rows, size: int) -> Floats:
+    """How often each of ``size`` images is among the rows of a resample: weights for `mean_of_pairs`."""
+    return np.bincount(rows, minlength=size).astype(np.float64)
+
+
+def mean_of_pairs(values: Floats, weights: Floats) -> float:
+    """Weighted mean over pairs of different images, ``Σ_{i≠j} w_i w_j v_ij / ((Σ w)² - Σ w²)``.
+
+    An image that a resample drew twice is no pair of images: as one, it would bias every resample.
+
+    Args:
+        values: ``[n, n]``, 0 on the diagonal.
+        weights: ``[n]``, how often each image counts.
+
+    Returns:
+        The mean; NaN where only one image counts.
+    """
+    pairs = weights.sum() ** 2 - (weights**2).sum()
+    return float(weights @ values @ weights / pairs) if pairs else math.nan
 
 
 def _interval(values: Floats, point: float, ends: Literal["percentile", "centred"]) -> Interval:

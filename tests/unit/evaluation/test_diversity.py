@@ -7,14 +7,11 @@ import torch
 from torch import Tensor
 
 from counterray.evaluation.diversity import diversity_metrics, feature_deviation, mean_pairwise_distance
+from tests.feature_samples import two_samples
 
 
 def normal(n: int, *, seed: int, scale: float = 1.0) -> Tensor:
     return scale * torch.randn(n, 4, generator=torch.Generator().manual_seed(seed))
-
-
-def people(n: int, name: str = "p") -> list[str]:
-    return [f"{name}{row}" for row in range(n)]
 
 
 def test_pairwise_distance_of_a_triangle() -> None:
@@ -33,17 +30,8 @@ def test_images_that_are_all_one_have_no_diversity() -> None:
 
 
 def test_half_the_spread_is_half_as_diverse() -> None:
-    metrics = {
-        metric.key: metric
-        for metric in diversity_metrics(
-            normal(80, seed=1, scale=0.5),
-            normal(80, seed=2),
-            patients=people(80),
-            real_patients=people(80, "q"),
-            judge="j",
-            subset="edema",
-        )
-    }
+    samples = two_samples(normal(80, seed=1, scale=0.5), normal(80, seed=2), subset="edema")
+    metrics = {metric.key: metric for metric in diversity_metrics(samples)}
     assert set(metrics) == {
         "pairwise_distance[edema, generated]",
         "pairwise_distance[edema, real]",
@@ -62,18 +50,13 @@ def test_half_the_spread_is_half_as_diverse() -> None:
 
 
 def test_the_interval_is_not_pulled_down_by_images_drawn_twice() -> None:
-    metrics = diversity_metrics(
-        normal(8, seed=1), normal(8, seed=2), patients=people(8), real_patients=people(8, "q"), judge="j"
-    )
-    generated = metrics[0]
+    generated = diversity_metrics(two_samples(normal(8, seed=1), normal(8, seed=2)))[0]
     # A plain resample of 8 would on average lose an eighth of its pairs to distances of 0.
     assert abs((generated.low + generated.high) / 2 - generated.value) < generated.value / 8
 
 
 def test_real_images_that_are_all_one_leave_no_ratio() -> None:
-    metrics = diversity_metrics(
-        normal(4, seed=1), torch.ones(4, 4), patients=people(4), real_patients=people(4, "q"), judge="j"
-    )
+    metrics = diversity_metrics(two_samples(normal(4, seed=1), torch.ones(4, 4)))
     assert math.isnan(next(m for m in metrics if m.name == "pairwise_distance_ratio").value)
 
 
@@ -81,10 +64,4 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="needs at least 2 images; there is 1"):
         mean_pairwise_distance(torch.ones(1, 3))
     with pytest.raises(ValueError, match="2 generated and 1 real ones"):
-        diversity_metrics(
-            torch.ones(2, 3), torch.ones(1, 3), patients=people(2), real_patients=people(1), judge="j"
-        )
-    with pytest.raises(ValueError, match="2 generated images but 1 patients"):
-        diversity_metrics(
-            torch.ones(2, 3), torch.ones(2, 3), patients=people(1), real_patients=people(2), judge="j"
-        )
+        diversity_metrics(two_samples(torch.ones(2, 3), torch.ones(1, 3)))

@@ -11,6 +11,8 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from counterray.evaluation.frechet import frechet_distance, frechet_metrics
 from counterray.evaluation.metric import Metric
+from counterray.evaluation.two_sample import TwoSamples
+from tests.feature_samples import people, two_samples
 
 DOUBLE = torch.float64
 
@@ -21,12 +23,8 @@ def normal(n: int, width: int, *, seed: int, mean: float = 0.0, scale: float = 1
     return torch.randn(n, width, generator=random, dtype=DOUBLE) @ mixing * scale + mean
 
 
-def people(n: int, name: str = "p") -> list[str]:
-    return [f"{name}{row}" for row in range(n)]
-
-
-def frechet_metric(ours: Tensor, theirs: Tensor, **settings: object) -> Metric:
-    return frechet_metrics(ours, theirs, **settings)[0]
+def frechet_metric(samples: TwoSamples, *, resamples: int = 100) -> Metric:
+    return frechet_metrics(samples, resamples=resamples)[0]
 
 
 class Flat(nn.Module):
@@ -77,10 +75,7 @@ def test_equal_samples_are_at_distance_zero() -> None:
 
 def test_the_interval_is_about_the_value_and_shrinks_with_patients() -> None:
     def metric(n: int) -> tuple[float, float, float]:
-        ours, theirs = normal(n, 4, seed=1, mean=1.0), normal(n, 4, seed=2)
-        found = frechet_metric(
-            ours, theirs, patients=people(n), real_patients=people(n, "q"), judge="j", resamples=100
-        )
+        found = frechet_metric(two_samples(normal(n, 4, seed=1, mean=1.0), normal(n, 4, seed=2)))
         return found.low, found.value, found.high
 
     low, value, high = metric(60)
@@ -93,37 +88,23 @@ def test_the_interval_is_about_the_value_and_shrinks_with_patients() -> None:
 def test_images_of_one_patient_are_drawn_together() -> None:
     ours, theirs = normal(60, 3, seed=1), normal(60, 3, seed=2)
     twice = [f"p{row // 2}" for row in range(120)]
-    single = frechet_metric(
-        ours, theirs, patients=people(60), real_patients=people(60, "q"), judge="j", resamples=100
-    )
+    single = frechet_metric(two_samples(ours, theirs))
     double = frechet_metric(
-        ours.repeat_interleave(2, 0),
-        theirs.repeat_interleave(2, 0),
-        patients=twice,
-        real_patients=[f"q{name}" for name in twice],
-        judge="j",
-        resamples=100,
+        two_samples(
+            ours.repeat_interleave(2, 0),
+            theirs.repeat_interleave(2, 0),
+            patients=twice,
+            real_patients=[f"q{name}" for name in twice],
+        )
     )
     # Each image twice is no more evidence: the interval is as wide.
     assert (double.high - double.low) / (single.high - single.low) == pytest.approx(1.0, abs=0.1)
 
 
 def test_a_small_sample_is_warned_of() -> None:
-    few = frechet_metric(
-        normal(8, 12, seed=1),
-        normal(50, 12, seed=2),
-        patients=people(8),
-        real_patients=people(50, "q"),
-        judge="j",
-        resamples=20,
-    )
-    many = frechet_metric(
-        normal(50, 12, seed=1),
-        normal(50, 12, seed=2),
-        patients=people(50),
-        real_patients=people(50, "q"),
-        judge="j",
-        resamples=20,
+    few, many = (
+        frechet_metric(two_samples(normal(n, 12, seed=1), normal(50, 12, seed=2)), resamples=20)
+        for n in (8, 50)
     )
     assert "only 8 images for 12 features: strongly biased upwards" in few.note
     assert "strongly" not in many.note
@@ -137,15 +118,7 @@ def test_the_extrapolated_distance_is_free_of_bias() -> None:
     for seed in range(20):
         random = torch.Generator().manual_seed(seed)
         ours, theirs = torch.randn(2, 60, 10, generator=random, dtype=DOUBLE)
-        distance, unbiased = frechet_metrics(
-            ours + 0.3,
-            theirs,
-            patients=people(60),
-            real_patients=people(60, "q"),
-            judge="j",
-            resamples=60,
-            seed=seed,
-        )
+        distance, unbiased = frechet_metrics(two_samples(ours + 0.3, theirs), resamples=60, seed=seed)
         plain.append(distance.value)
         extrapolated.append(unbiased.value)
         covered += unbiased.low <= 0.9 <= unbiased.high
@@ -156,28 +129,16 @@ def test_the_extrapolated_distance_is_free_of_bias() -> None:
 
 
 def test_samples_too_small_for_their_features_are_not_extrapolated() -> None:
-    _, unbiased = frechet_metrics(
-        normal(20, 12, seed=1),
-        normal(20, 12, seed=2),
-        patients=people(20),
-        real_patients=people(20, "q"),
-        judge="j",
-        resamples=20,
-    )
+    samples = two_samples(normal(20, 12, seed=1), normal(20, 12, seed=2))
+    _, unbiased = frechet_metrics(samples, resamples=20)
     assert math.isnan(unbiased.value)
     assert math.isnan(unbiased.low)
     assert unbiased.note.startswith("not known: halves of the samples have no more images than features")
 
 
 def test_one_patient_has_no_interval() -> None:
-    metric = frechet_metric(
-        normal(20, 2, seed=1),
-        normal(20, 2, seed=2),
-        patients=["p"] * 20,
-        real_patients=people(20, "q"),
-        judge="j",
-        resamples=20,
-    )
+    samples = two_samples(normal(20, 2, seed=1), normal(20, 2, seed=2), patients=["p"] * 20)
+    metric = frechet_metric(samples, resamples=20)
     assert math.isnan(metric.low)
     assert math.isfinite(metric.value)
 
@@ -198,6 +159,6 @@ def test_bad_features(ours: Tensor, theirs: Tensor, complaint: str) -> None:
 
 def test_patients_must_be_named() -> None:
     with pytest.raises(ValueError, match="3 real images but 2 patients"):
-        frechet_metric(
-            torch.zeros(3, 2), torch.zeros(3, 2), patients=people(3), real_patients=people(2), judge="j"
-        )
+        two_samples(torch.zeros(3, 2), torch.zeros(3, 2), real_patients=people(2))
+    with pytest.raises(ValueError, match="3 generated images but 4 patients"):
+        two_samples(torch.zeros(3, 2), torch.zeros(3, 2), patients=people(4))

@@ -8,16 +8,13 @@ from torch import Tensor, nn
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from counterray.evaluation.kernel_distance import kernel_distance, kernel_metric
+from tests.feature_samples import two_samples
 
 DOUBLE = torch.float64
 
 
 def normal(n: int, *, seed: int, mean: float = 0.0, width: int = 12) -> Tensor:
     return torch.randn(n, width, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE) + mean
-
-
-def people(n: int, name: str = "p") -> list[str]:
-    return [f"{name}{row}" for row in range(n)]
 
 
 class Flat(nn.Module):
@@ -68,30 +65,17 @@ def test_it_is_unbiased_whatever_the_sample() -> None:
 def test_the_interval_holds_the_truth_of_equal_distributions() -> None:
     covered = 0
     for seed in range(20):
-        metric = kernel_metric(
-            normal(30, seed=seed, width=4),
-            normal(30, seed=seed + 100, width=4),
-            patients=people(30),
-            real_patients=people(30, "q"),
-            judge="j",
-            seed=seed,
-        )
+        samples = two_samples(normal(30, seed=seed, width=4), normal(30, seed=seed + 100, width=4))
+        metric = kernel_metric(samples, seed=seed)
         covered += metric.low <= 0 <= metric.high
         assert metric.low < metric.value < metric.high
     assert covered >= 17  # 95 % of 20 is 19
 
 
 def test_the_metric_says_what_it_is() -> None:
-    metric = kernel_metric(
-        normal(10, seed=1),
-        normal(20, seed=2),
-        patients=people(10),
-        real_patients=people(20, "q"),
-        judge="classifier-features:12345678",
-        subset="edema",
-    )
+    metric = kernel_metric(two_samples(normal(10, seed=1), normal(20, seed=2), subset="edema"))
     assert metric.key == "kernel_distance[edema]"
-    assert (metric.n, metric.direction, metric.judge) == (10, "lower", "classifier-features:12345678")
+    assert (metric.n, metric.direction, metric.judge) == (10, "lower", "j")
     assert "10 generated against 20 real images, 12 features" in metric.note
 
 
@@ -100,7 +84,5 @@ def test_bad_features() -> None:
         kernel_distance(torch.zeros(2, 2), torch.zeros(1, 2))
     with pytest.raises(ValueError, match="have 2 features and real ones 3"):
         kernel_distance(torch.zeros(2, 2), torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="2 generated images but 3 patients"):
-        kernel_metric(
-            torch.zeros(2, 2), torch.zeros(2, 2), patients=people(3), real_patients=people(2), judge="j"
-        )
+    with pytest.raises(ValueError, match="needs at least 2 images of each kind"):
+        kernel_metric(two_samples(torch.zeros(1, 2), torch.zeros(2, 2)))

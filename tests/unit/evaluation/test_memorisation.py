@@ -8,26 +8,16 @@ from torch import Tensor
 
 from counterray.evaluation.memorisation import NearCopyGate, calibrate_gate, memorisation_metrics, nearest
 from counterray.evaluation.metric import Metric
+from tests.feature_samples import people, two_samples
 
 
 def normal(n: int, *, seed: int) -> Tensor:
     return torch.randn(n, 6, generator=torch.Generator().manual_seed(seed))
 
 
-def people(n: int, name: str = "p") -> list[str]:
-    return [f"{name}{row}" for row in range(n)]
-
-
 def metrics_of(generated: Tensor, patients: list[str] | None = None) -> dict[str, Metric]:
-    found = memorisation_metrics(
-        generated,
-        normal(400, seed=1),
-        normal(200, seed=2),
-        patients=patients or people(len(generated)),
-        held_out_patients=people(200, "q"),
-        training_patients=people(400, "t"),
-        judge="j",
-    )
+    samples = two_samples(generated, normal(200, seed=2), patients=patients)
+    found = memorisation_metrics(samples, normal(400, seed=1), training_patients=people(400, "t"))
     return {metric.name: metric for metric in found}
 
 
@@ -114,15 +104,8 @@ def test_without_near_copies_there_is_no_membership() -> None:
 
 def test_held_out_images_that_are_copies_leave_no_ratio() -> None:
     training = normal(200, seed=1)
-    found = memorisation_metrics(
-        normal(5, seed=2),
-        training,
-        training,
-        patients=people(5),
-        held_out_patients=people(200, "q"),
-        training_patients=people(200, "t"),
-        judge="j",
-    )
+    samples = two_samples(normal(5, seed=2), training)
+    found = memorisation_metrics(samples, training, training_patients=people(200, "t"))
     assert math.isnan(found[0].value)
 
 
@@ -135,13 +118,6 @@ def test_bad_input() -> None:
         nearest(normal(3, seed=1), torch.zeros(3, 5))
     with pytest.raises(ValueError, match="0 patients of 3 images and 2 of 3 training images; one each"):
         nearest(normal(3, seed=1), normal(3, seed=2), training_patients=["a", "b"])
-    with pytest.raises(ValueError, match="200 real images but 3 patients"):
-        memorisation_metrics(
-            normal(5, seed=1),
-            normal(9, seed=1),
-            normal(200, seed=2),
-            patients=people(5),
-            held_out_patients=people(3),
-            training_patients=people(9, "t"),
-            judge="j",
-        )
+    samples = two_samples(normal(5, seed=1)[:, :5], normal(200, seed=2))
+    with pytest.raises(ValueError, match="have 5 features and training images 6"):
+        memorisation_metrics(samples, normal(9, seed=1), training_patients=people(9, "t"))

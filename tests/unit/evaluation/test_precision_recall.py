@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from counterray.evaluation.precision_recall import manifold_scores, precision_recall_metrics
+from tests.feature_samples import two_samples
 
 
 def column(*values: float) -> Tensor:
@@ -13,10 +14,6 @@ def column(*values: float) -> Tensor:
 
 def normal(n: int, *, seed: int, scale: float = 1.0, mean: float = 0.0) -> Tensor:
     return torch.randn(n, 3, generator=torch.Generator().manual_seed(seed)) * scale + mean
-
-
-def people(n: int, name: str = "p") -> list[str]:
-    return [f"{name}{row}" for row in range(n)]
 
 
 def test_points_on_a_line_by_hand() -> None:
@@ -54,14 +51,7 @@ def test_a_generator_of_one_kind_is_precise_and_covers_little() -> None:
 
 
 def test_metrics_carry_interval_and_sizes() -> None:
-    metrics = precision_recall_metrics(
-        normal(40, seed=1),
-        normal(60, seed=2),
-        patients=people(40),
-        real_patients=people(60, "q"),
-        judge="j",
-        subset="edema",
-    )
+    metrics = precision_recall_metrics(two_samples(normal(40, seed=1), normal(60, seed=2), subset="edema"))
     assert [metric.key for metric in metrics] == [
         f"{name}[edema]" for name in ("precision", "recall", "density", "coverage")
     ]
@@ -75,7 +65,3 @@ def test_bad_input() -> None:
         manifold_scores(normal(5, seed=1), normal(9, seed=2))
     with pytest.raises(ValueError, match=r"neighbours \(0\) must be 1 or more"):
         manifold_scores(normal(5, seed=1), normal(9, seed=2), neighbours=0)
-    with pytest.raises(ValueError, match="9 real images but 8 patients"):
-        precision_recall_metrics(
-            normal(9, seed=1), normal(9, seed=2), patients=people(9), real_patients=people(8), judge="j"
-        )
