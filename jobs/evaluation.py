@@ -31,6 +31,7 @@ from counterray.evaluation.sections import (
     limits_section,
     provenance_section,
 )
+from counterray.evaluation.settings import Settings
 from counterray.evaluation.text_condition import TextCondition
 from counterray.evaluation.wording import SYNTHETIC_NOTICE
 from counterray.models.pathology_ldm.prompts import study_prompts
@@ -121,10 +122,12 @@ def _generator_report(
         training=_others(dataset, "train", config.training_studies, config),
         validation=_others(dataset, "validation", config.studies, config),
         prevalence=_prevalence(dataset),
-        cycles=config.cycles,
-        law_images=config.law_studies,
-        minimum_positives=config.minimum_positives,
-        seed=config.seed,
+        settings=Settings(
+            cycles=config.cycles,
+            law_images=config.law_studies,
+            minimum_positives=config.minimum_positives,
+            seed=config.seed,
+        ),
     )
     by_judge = {
         scorer.stage: judge_metrics(scorer, source, minimum_positives=config.minimum_positives)

@@ -13,6 +13,7 @@ from counterray.evaluation.generator import Judges, evaluate_counterfactuals, sh
 from counterray.evaluation.judge import open_judge
 from counterray.evaluation.metric import as_json
 from counterray.evaluation.opening import exact_counterfactuals
+from counterray.evaluation.settings import Settings
 from counterray.models.pathology_ldm.abduction import Abducted
 from counterray.models.pathology_ldm.generator import NoiseRefinement, text_editor
 from counterray.nn.text import TextStates
@@ -43,10 +44,12 @@ def score_arm(bench: Bench) -> dict[str, Any]:
         training=training,
         validation=bench.read("validation", scoring.studies),
         prevalence=bench.prevalence(),
-        cycles=(1,),
-        law_images=_LAW_IMAGES,
-        minimum_positives=scoring.minimum_positives,
-        seed=bench.seed,
+        settings=Settings(
+            cycles=(1,),
+            law_images=_LAW_IMAGES,
+            minimum_positives=scoring.minimum_positives,
+            seed=bench.seed,
+        ),
     )
     return {
         "metrics": as_json(evaluation.metrics),

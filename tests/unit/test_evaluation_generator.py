@@ -22,6 +22,7 @@ from counterray.evaluation.generator import (
 )
 from counterray.evaluation.metric import Judge, as_json
 from counterray.evaluation.metric_sections import metrics_section
+from counterray.evaluation.settings import Settings
 from counterray.evaluation.wording import QUESTIONS
 
 SIZE = 16
@@ -104,8 +105,7 @@ def values(edit: object, **options: object) -> Mapping[str, float]:
         shuffled_donors(source),
         judges=JUDGES,
         exact=exact,
-        minimum_positives=5,
-        batch_size=16,
+        settings=Settings(minimum_positives=5, batch_size=16),
         **options,
     )
     return {metric.key: metric.value for metric in evaluation.metrics}
@@ -163,7 +163,12 @@ def test_without_truth_or_judges_the_reasons_stand_in_their_place() -> None:
 def test_every_judged_number_names_its_judge() -> None:
     source = world()
     evaluation = evaluate_counterfactuals(
-        perfect, source, shuffled_donors(source), judges=JUDGES, exact=exact, minimum_positives=5
+        perfect,
+        source,
+        shuffled_donors(source),
+        judges=JUDGES,
+        exact=exact,
+        settings=Settings(minimum_positives=5),
     )
     named = {metric.name: metric.judge for metric in evaluation.metrics}
     assert named["effectiveness_auroc_macro"] == "classifier:aaaaaaaa"
@@ -186,7 +191,7 @@ def test_every_number_has_its_place_and_its_own_name() -> None:
         training=others("t", 5),
         validation=others("v", 6),
         prevalence={"edema": 0.4, "cardiomegaly": 0.04},
-        minimum_positives=5,
+        settings=Settings(minimum_positives=5),
     )
     found = as_json(evaluation.metrics)
     assert found["effectiveness_ratio[edema]"]["value"] == 1.0
@@ -208,7 +213,11 @@ def test_every_number_has_its_place_and_its_own_name() -> None:
 def test_laws_may_be_tried_on_fewer_images() -> None:
     source = world()
     evaluation = evaluate_counterfactuals(
-        nothing, source, shuffled_donors(source), judges=Judges(), law_images=20, batch_size=16
+        nothing,
+        source,
+        shuffled_donors(source),
+        judges=Judges(),
+        settings=Settings(law_images=20, batch_size=16),
     )
     counted = {metric.name: metric.n for metric in evaluation.metrics}
     assert counted["composition_error"] == counted["reversibility_error"] == 20

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from counterray.data.study import Batch
-from counterray.evaluation.auroc import MINIMUM_POSITIVES
 from counterray.evaluation.composition import composition
 from counterray.evaluation.counterfactuals import Counterfactuals, Editor, patients, pieces
 from counterray.evaluation.features import LayerJudge
@@ -25,6 +24,7 @@ from counterray.evaluation.judged import area_metrics, finding_metrics, identity
 from counterray.evaluation.metric import Judge, Metric
 from counterray.evaluation.psnr import psnr
 from counterray.evaluation.reversibility import reversibility
+from counterray.evaluation.settings import DEFAULTS, Settings
 from counterray.evaluation.ssim import ssim
 
 Exact = Callable[[Batch, Batch], Tensor | None]
@@ -122,11 +122,7 @@ def evaluate_counterfactuals(
     training: Batch | None = None,
     validation: Batch | None = None,
     prevalence: Mapping[str, float] | None = None,
-    cycles: Sequence[int] = (1, 10),
-    law_images: int = 64,
-    minimum_positives: int = MINIMUM_POSITIVES,
-    batch_size: int = 64,
-    seed: int = 0,
+    settings: Settings = DEFAULTS,
 ) -> Evaluation:
     """Makes counterfactuals and computes every metric that the data allow.
 
@@ -140,105 +136,56 @@ def evaluate_counterfactuals(
         validation: Real images of other patients: thresholds are chosen on them, and sets of images compared
             with them.
         prevalence: Share of positives of each finding in the training data, for the effectiveness ratio.
-        cycles: Numbers of repetitions for composition and reversibility.
-        law_images: Number of images, the first ones, for composition and reversibility: k cycles of both take
-            3 k edits an image, far more than all else.
-        minimum_positives: What a finding needs for the macro averages.
-        batch_size: Images at a time.
-        seed: Of the bootstrap.
+        settings: How they are scored.
 
     Raises:
         ValueError: If images are not finite, shapes differ, patients are not named, or a judge lacks a
             finding.
     """
-    made = make_counterfactuals(edit, source, donor, exact=exact, batch_size=batch_size)
-    metrics = [
-        *_reconstruction(made, seed=seed),
-        *_laws(edit, made, cycles=cycles, images=law_images, batch_size=batch_size, seed=seed),
-    ]
-    measured = Measured(metrics)
-    measured.add(
-        _judged(
-            made,
-            judges,
-            validation=validation,
-            prevalence=prevalence,
-            minimum_positives=minimum_positives,
-            batch_size=batch_size,
-            seed=seed,
+    made = make_counterfactuals(edit, source, donor, exact=exact, batch_size=settings.batch_size)
+    measured = Measured([*_reconstruction(made, settings), *_laws(edit, made, settings)])
+    if judges.classifier is None:
+        measured.absent["effectiveness, off-target change"] = "no classifier was given to score"
+    else:
+        measured.add(
+            finding_metrics(
+                made, judges.classifier, validation=validation, prevalence=prevalence, settings=settings
+            )
         )
-    )
+    if judges.identity is None:
+        measured.absent["identity"] = "no identity encoder was given to score"
+    else:
+        measured.metrics += identity_metrics(made, judges.identity, settings=settings)
     if made.exact is None:
         measured.absent["ground truth error, area deviation"] = (
             "the exact counterfactuals of these images are not known; they are for data drawn from a known "
             "causal model, such as the phantom"
         )
     else:
-        measured.metrics += ground_truth_metrics(made, made.exact, pool=training, seed=seed)
+        measured.metrics += ground_truth_metrics(made, made.exact, pool=training, seed=settings.seed)
         if judges.segmentor is None:
             measured.absent["area deviation"] = "no segmentor was given to measure"
         else:
-            measured.metrics += area_metrics(
-                made, made.exact, judges.segmentor, batch_size=batch_size, seed=seed
-            )
+            measured.metrics += area_metrics(made, made.exact, judges.segmentor, settings=settings)
     if judges.features is None:
         measured.absent["distances between sets of images, diversity, memorisation"] = (
             "no judge was given to compare images by its features"
         )
     else:
         measured.add(
-            feature_metrics(
-                made,
-                judges.features,
-                reference=validation,
-                training=training,
-                minimum_positives=minimum_positives,
-                batch_size=batch_size,
-                seed=seed,
-            )
+            feature_metrics(made, judges.features, reference=validation, training=training, settings=settings)
         )
     if judges.layers is None:
         measured.absent["perceptual distance"] = "no judge was given to compare images by its layers"
     else:
-        measured.metrics += perceptual_metrics(made, judges.layers, batch_size=batch_size, seed=seed)
-    measured.add(naturalness_metrics(made, seed=seed))
+        measured.metrics += perceptual_metrics(made, judges.layers, settings=settings)
+    measured.add(naturalness_metrics(made, seed=settings.seed))
     return Evaluation(measured.metrics, made, measured.absent)
 
 
-def _judged(
-    made: Counterfactuals,
-    judges: Judges,
-    *,
-    validation: Batch | None,
-    prevalence: Mapping[str, float] | None,
-    minimum_positives: int,
-    batch_size: int,
-    seed: int,
-) -> Measured:
-    measured = Measured()
-    if judges.classifier is None:
-        measured.absent["effectiveness, off-target change"] = "no classifier was given to score"
-    else:
-        measured.add(
-            finding_metrics(
-                made,
-                judges.classifier,
-                validation=validation,
-                prevalence=prevalence,
-                minimum_positives=minimum_positives,
-                batch_size=batch_size,
-                seed=seed,
-            )
-        )
-    if judges.identity is None:
-        measured.absent["identity"] = "no identity encoder was given to score"
-    else:
-        measured.metrics += identity_metrics(made, judges.identity, batch_size=batch_size, seed=seed)
-    return measured
-
-
-def _reconstruction(made: Counterfactuals, *, seed: int) -> list[Metric]:
+def _reconstruction(made: Counterfactuals, settings: Settings) -> list[Metric]:
     image, reference, who = made.reconstruction, made.source.image, patients(made.source)
+    seed = settings.seed
     return [
         summarise("reconstruction_ssim", ssim(image, reference), patients=who, direction="higher", seed=seed),
         summarise(
@@ -252,22 +199,14 @@ def _reconstruction(made: Counterfactuals, *, seed: int) -> list[Metric]:
     ]
 
 
-def _laws(
-    edit: Editor,
-    made: Counterfactuals,
-    *,
-    cycles: Sequence[int],
-    images: int,
-    batch_size: int,
-    seed: int,
-) -> list[Metric]:
-    images = min(images, len(made))
+def _laws(edit: Editor, made: Counterfactuals, settings: Settings) -> list[Metric]:
+    images = min(settings.law_images, len(made))
     errors: dict[tuple[str, int], list[Tensor]] = {}
-    for rows in pieces(images, batch_size):
+    for rows in pieces(images, settings.batch_size):
         source, donor = made.source.select(rows), made.donor.select(rows)
-        for cycle, error in composition(edit, source, cycles=cycles).items():
+        for cycle, error in composition(edit, source, cycles=settings.cycles).items():
             errors.setdefault(("composition_error", cycle), []).append(error)
-        for cycle, error in reversibility(edit, source, donor, cycles=cycles).items():
+        for cycle, error in reversibility(edit, source, donor, cycles=settings.cycles).items():
             errors.setdefault(("reversibility_error", cycle), []).append(error)
     return [
         summarise(
@@ -277,7 +216,7 @@ def _laws(
             direction="lower",
             subset="1 cycle" if cycle == 1 else f"{cycle} cycles",
             unit="of grey range",
-            seed=seed,
+            seed=settings.seed,
         )
         for (name, cycle), parts in sorted(errors.items())
     ]

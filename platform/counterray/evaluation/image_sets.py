@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from counterray.data.study import Batch
-from counterray.evaluation.auroc import MINIMUM_POSITIVES
 from counterray.evaluation.counterfactuals import Counterfactuals, patients
 from counterray.evaluation.diversity import diversity_metrics
 from counterray.evaluation.features import LayerJudge, extract_features
@@ -21,6 +20,7 @@ from counterray.evaluation.metric import Direction, Judge, Metric
 from counterray.evaluation.niqe import SMALLEST, niqe_metric
 from counterray.evaluation.perceptual import perceptual_distance
 from counterray.evaluation.precision_recall import NEIGHBOURS, precision_recall_metrics
+from counterray.evaluation.settings import DEFAULTS, Settings
 from counterray.evaluation.two_sample import TwoSamples
 
 NIQE_IMAGES = 64
@@ -54,9 +54,7 @@ def feature_metrics(
     *,
     reference: Batch | None = None,
     training: Batch | None = None,
-    minimum_positives: int = MINIMUM_POSITIVES,
-    batch_size: int = 64,
-    seed: int = 0,
+    settings: Settings = DEFAULTS,
 ) -> Measured:
     """All that compares sets of images by a judge's features.
 
@@ -67,21 +65,19 @@ def feature_metrics(
             counterfactual lies near its own source, so distances to the sources would flatter an editor that
             changes little, and the known bias of small samples would not hold.
         training: What the generator was trained on, for memorisation.
-        minimum_positives: Images, generated and real, that a finding needs for its diversity.
-        batch_size: Images at a time.
-        seed: Of the bootstrap.
+        settings: How they are scored.
 
     Returns:
         Fréchet and kernel distance; precision, recall, density, coverage; diversity by finding; memorisation.
     """
 
-    def features(batch: Batch) -> Tensor:
-        return extract_features(judge, batch.image, batch_size=batch_size)
+    def features(image: Tensor) -> Tensor:
+        return extract_features(judge, image, batch_size=settings.batch_size)
 
     who = patients(made.source)
     samples = TwoSamples(
-        generated=extract_features(judge, made.image, batch_size=batch_size),
-        real=features(made.source),
+        generated=features(made.image),
+        real=features(made.source.image),
         patients=who,
         real_patients=who,
         judge=judge.label,
@@ -92,9 +88,9 @@ def feature_metrics(
             "there are no validation images, which would be real ones of other patients"
         )
     else:
-        others = replace(samples, real=features(reference), real_patients=patients(reference))
-        measured.add(_distances(others, seed=seed))
-    measured.add(_diversity(made, samples, minimum_positives=minimum_positives, seed=seed))
+        others = replace(samples, real=features(reference.image), real_patients=patients(reference))
+        measured.add(_distances(others, seed=settings.seed))
+    measured.add(_diversity(made, samples, settings))
     if training is None:
         measured.absent["memorisation"] = "no training images were given"
     elif len(made) < LEAST_HELD_OUT:
@@ -103,7 +99,10 @@ def feature_metrics(
         )
     else:
         measured.metrics += memorisation_metrics(
-            samples, features(training), training_patients=patients(training), seed=seed
+            samples,
+            features(training.image),
+            training_patients=patients(training),
+            seed=settings.seed,
         )
     return measured
 
@@ -126,7 +125,7 @@ def _distances(samples: TwoSamples, *, seed: int) -> Measured:
     return measured
 
 
-def _diversity(made: Counterfactuals, samples: TwoSamples, *, minimum_positives: int, seed: int) -> Measured:
+def _diversity(made: Counterfactuals, samples: TwoSamples, settings: Settings) -> Measured:
     """Diversity by finding, of the counterfactuals that were to show it and of the sources that do."""
     measured = Measured()
     few = []
@@ -135,7 +134,7 @@ def _diversity(made: Counterfactuals, samples: TwoSamples, *, minimum_positives:
             torch.nonzero((batch.findings[:, column] > 0.5) & batch.finding_mask[:, column].bool()).flatten()
             for batch in (made.donor, made.source)
         )
-        if min(len(rows), len(real_rows)) < minimum_positives:
+        if min(len(rows), len(real_rows)) < settings.minimum_positives:
             few.append(name.replace("_", " "))
             continue
         with_finding = replace(
@@ -146,16 +145,16 @@ def _diversity(made: Counterfactuals, samples: TwoSamples, *, minimum_positives:
             real_patients=[samples.real_patients[row] for row in real_rows.tolist()],
             subset=name,
         )
-        measured.metrics += diversity_metrics(with_finding, seed=seed)
+        measured.metrics += diversity_metrics(with_finding, seed=settings.seed)
     if few:
         measured.absent[f"diversity of {', '.join(few)}"] = (
-            f"fewer than {minimum_positives} images, generated or real, show it"
+            f"fewer than {settings.minimum_positives} images, generated or real, show it"
         )
     return measured
 
 
 def perceptual_metrics(
-    made: Counterfactuals, judge: LayerJudge, *, batch_size: int = 64, seed: int = 0
+    made: Counterfactuals, judge: LayerJudge, *, settings: Settings = DEFAULTS
 ) -> list[Metric]:
     """Perceptual distance of what was made from what it is to be like, and from what was there before."""
     pairs: list[tuple[str, Tensor, Tensor | None, Direction, str]] = [
@@ -166,13 +165,13 @@ def perceptual_metrics(
     return [
         summarise(
             "perceptual_distance",
-            perceptual_distance(image, reference, judge, batch_size=batch_size),
+            perceptual_distance(image, reference, judge, batch_size=settings.batch_size),
             patients=patients(made.source),
             direction=direction,
             judge=judge.label,
             subset=subset,
             note=note,
-            seed=seed,
+            seed=settings.seed,
         )
         for subset, image, reference, direction, note in pairs
         if reference is not None

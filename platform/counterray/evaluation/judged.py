@@ -18,6 +18,7 @@ from counterray.evaluation.image_sets import Measured
 from counterray.evaluation.intervals import summarise
 from counterray.evaluation.metric import Judge, Metric
 from counterray.evaluation.off_target import off_target_metrics
+from counterray.evaluation.settings import DEFAULTS, Settings
 
 
 def finding_metrics(
@@ -26,9 +27,7 @@ def finding_metrics(
     *,
     validation: Batch | None = None,
     prevalence: Mapping[str, float] | None = None,
-    minimum_positives: int,
-    batch_size: int = 64,
-    seed: int = 0,
+    settings: Settings = DEFAULTS,
 ) -> Measured:
     """Effectiveness, its ratio to real images, F1, and what became of findings not asked for.
 
@@ -37,14 +36,13 @@ def finding_metrics(
         judge: The classifier that scores, never one that a loss has seen.
         validation: Real images to choose F1's thresholds on.
         prevalence: Share of positives of each finding in the training data.
-        minimum_positives: What a finding needs for the macro averages.
-        batch_size: Images at a time.
-        seed: Of the bootstrap.
+        settings: How they are scored.
     """
+    minimum_positives, seed = settings.minimum_positives, settings.seed
     columns = judge.columns(made.source.finding_names)
 
     def probabilities(image: Tensor) -> Tensor:
-        return judge.scores(image, batch_size=batch_size)[:, columns]
+        return judge.scores(image, batch_size=settings.batch_size)[:, columns]
 
     before, after = probabilities(made.source.image), probabilities(made.image)
     exact = probabilities(made.exact) if made.exact is not None else None
@@ -89,15 +87,13 @@ def finding_metrics(
     return measured
 
 
-def identity_metrics(
-    made: Counterfactuals, judge: Judge, *, batch_size: int = 64, seed: int = 0
-) -> list[Metric]:
+def identity_metrics(made: Counterfactuals, judge: Judge, *, settings: Settings = DEFAULTS) -> list[Metric]:
     """Whether the identity judge finds the own patient among all sources, by share and by rank."""
     who = patients(made.source)
-    gallery = judge.scores(made.source.image, batch_size=batch_size)
+    gallery = judge.scores(made.source.image, batch_size=settings.batch_size)
 
     def rank(image: Tensor) -> Tensor:
-        features = judge.scores(image, batch_size=batch_size)
+        features = judge.scores(image, batch_size=settings.batch_size)
         return reidentification_rank(features, gallery, patients=who, gallery_patients=who).double()
 
     people = len(set(who))
@@ -121,7 +117,7 @@ def identity_metrics(
                 subset=subset,
                 unit="of images",
                 note=note,
-                seed=seed,
+                seed=settings.seed,
             )
         )
         metrics.append(
@@ -134,18 +130,19 @@ def identity_metrics(
                 judge=judge.label,
                 subset=subset,
                 note=f"median, among {people} patients",
-                seed=seed,
+                seed=settings.seed,
             )
         )
     return metrics
 
 
 def area_metrics(
-    made: Counterfactuals, exact: Tensor, judge: Judge, *, batch_size: int = 64, seed: int = 0
+    made: Counterfactuals, exact: Tensor, judge: Judge, *, settings: Settings = DEFAULTS
 ) -> list[Metric]:
     """Median deviation of each structure's area from the exact counterfactual's."""
+    size = settings.batch_size
     deviation = area_deviation(
-        judge.scores(made.image, batch_size=batch_size), judge.scores(exact, batch_size=batch_size)
+        judge.scores(made.image, batch_size=size), judge.scores(exact, batch_size=size)
     )
     return [
         summarise(
@@ -158,7 +155,7 @@ def area_metrics(
             subset=name,
             unit="of the exact area",
             note=_quantiles(deviation[:, k]),
-            seed=seed,
+            seed=settings.seed,
         )
         for k, name in enumerate(judge.outputs)
     ]

@@ -19,6 +19,7 @@ from counterray.evaluation.image_sets import (
     perceptual_metrics,
 )
 from counterray.evaluation.metric import Judge, as_json
+from counterray.evaluation.settings import Settings
 
 CORNER = Judge(name="corner", checksum="ab", predict=lambda image: image[:, 0, :2, :2].flatten(1))
 LAYERS = LayerJudge(name="layers", checksum="cd", layers=lambda image: [torch.cat([image, 1 - image], dim=1)])
@@ -53,7 +54,7 @@ def test_draws_of_one_distribution_are_told_from_nothing() -> None:
         CORNER,
         reference=batch("other", seed=1),
         training=batch("train", seed=2),
-        minimum_positives=50,
+        settings=Settings(minimum_positives=50),
     )
     found = values(measured)
     [kernel] = [metric for metric in measured.metrics if metric.name == "kernel_distance"]
