@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import jinja2
 from torch import Tensor
 
 from counterray.evaluation.pictures import EFFECT_RANGE, effect_gradient, effect_picture, grey_picture
+from counterray.evaluation.templates import page_templates
 from counterray.evaluation.wording import SYNTHETIC_NOTICE
 
 TILE_PICTURE_SIZE = 128
@@ -56,14 +56,8 @@ def contact_sheet(
         facts: Provenance: name to value.
         footer: A line at the end.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("counterray", "evaluation"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("contact_sheet.html.jinja").render(
+    template = page_templates().get_template("contact_sheet.html.jinja")
+    return template.render(
         tiles=tiles,
         title=title,
         lead=lead,

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-import jinja2
 from markupsafe import Markup
 
 from counterray.evaluation.charts import Dots, Line, dot_chart, line_chart
+from counterray.evaluation.templates import page_templates
 
 
 @dataclass(frozen=True)
@@ -257,13 +257,7 @@ class Report:
 
     def render(self) -> str:
         """The page as HTML; every value is escaped."""
-        environment = jinja2.Environment(
-            loader=jinja2.PackageLoader("counterray", "evaluation"),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
+        environment = page_templates()
         environment.filters["number"] = format_number
         environment.tests["absent"] = is_absent
         template = environment.get_template("report.html.jinja")
