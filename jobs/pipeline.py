@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,10 @@ from jobs.refinement import refine
 logger = logging.getLogger(__name__)
 
 DATA = "data"
-"""Name of the pipeline's main dataset."""
+"""Name of the pipeline's main dataset, and its folder."""
+
+_FOLDERS = (DATA, "refined", "report")
+"""Folders that a pipeline makes itself, beside those of its stages."""
 
 
 class StageRun(Config):
@@ -85,6 +88,11 @@ class PipelineConfig(Config):
     def _names_exist(self) -> PipelineConfig:
         known = list(self.stages)
         for position, (name, stage) in enumerate(self.stages.items()):
+            if name.split("/")[0] in _FOLDERS:
+                raise ValueError(
+                    f"stages.{name}: the pipeline makes a folder of that name itself. Name the stage "
+                    f"otherwise than {', '.join(_FOLDERS)}"
+                )
             unknown = sorted(stage.needs - set(known[:position]))
             if unknown:
                 raise ValueError(f"stages.{name} names {unknown[0]!r}, which is no earlier stage")
@@ -92,6 +100,36 @@ class PipelineConfig(Config):
             if name not in self.stages:
                 raise ValueError(f"{name!r} is no stage; stages: {', '.join(known)}")
         return self
+
+    @model_validator(mode="after")
+    def _bundles_and_datasets_where_they_belong(self) -> PipelineConfig:
+        encodings = [name for name, stage in self.stages.items() if isinstance(stage, EncodeRun)]
+        trainings = [name for name in self.stages if name not in encodings]
+        for setting, name in self._bundles():
+            if name in encodings:
+                raise ValueError(
+                    f"{setting} = {name!r} is an encoding, which makes a dataset; a bundle is needed. Name "
+                    f"one of the trainings here: {', '.join(trainings)}"
+                )
+        for owner, stage in self.stages.items():
+            if isinstance(stage, StageRun) and stage.data in trainings:
+                raise ValueError(
+                    f"stages.{owner}.data = {stage.data!r} is a training, which makes a bundle; a dataset is "
+                    f"needed. Leave it out for the pipeline's own data, or name one of the encodings here: "
+                    f"{', '.join(encodings) or 'none'}"
+                )
+        return self
+
+    def _bundles(self) -> Iterator[tuple[str, str]]:
+        """Every setting that names a bundle, with the stage that it names."""
+        for owner, stage in self.stages.items():
+            if isinstance(stage, EncodeRun):
+                yield f"stages.{owner}.gsvae", stage.gsvae
+                yield f"stages.{owner}.text", stage.text
+            else:
+                yield from ((f"stages.{owner}.inputs.{role}", name) for role, name in stage.inputs.items())
+        yield "generator", self.generator
+        yield from (("judges", name) for name in self.judges)
 
 
 def run_pipeline(path: Path, config: PipelineConfig, *, root: str | None, out: str) -> Mapping[str, Any]:
@@ -108,10 +146,10 @@ def run_pipeline(path: Path, config: PipelineConfig, *, root: str | None, out: s
     prepared = {
         name: prepare(path, stage) for name, stage in config.stages.items() if isinstance(stage, StageRun)
     }
-    manifest = ingest(config.ingest, root, f"{place}/data")
+    data = f"{place}/{DATA}"
+    manifest = ingest(config.ingest, root, data)
     studies = sum(int(split["studies"]) for split in manifest.counts.values())
     logger.info("data: %d studies after %.0f s", studies, time.monotonic() - started)
-    data = f"{place}/data"
     if config.refine is not None:
         refined = refine(config.refine, data=data, out=f"{place}/refined")
         data = refined["dataset"]

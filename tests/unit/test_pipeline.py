@@ -1,0 +1,64 @@
+"""What a pipeline may look like: which step may be named where, and which folders are its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from counterray.config import ConfigError, validate
+from jobs.pipeline import PipelineConfig
+
+STAGES: dict[str, dict[str, Any]] = {
+    "text": {"config": "text.yaml"},
+    "gsvae": {"config": "gsvae.yaml", "inputs": {"pathology": "text"}},
+    "latents": {"gsvae": "gsvae", "text": "text"},
+    "ldm": {"config": "ldm.yaml", "data": "latents", "inputs": {"gsvae": "gsvae", "text": "text"}},
+}
+
+
+def pipeline(stages: dict[str, Any] | None = None, **settings: Any) -> PipelineConfig:
+    values = {"ingest": {"source": "phantom"}, "stages": {**STAGES, **(stages or {})}, "generator": "ldm"}
+    return validate(PipelineConfig, {**values, **settings})
+
+
+def test_trainings_on_encodings_of_trainings_are_a_pipeline():
+    assert list(pipeline(judges=["text"]).stages) == list(STAGES)
+
+
+@pytest.mark.parametrize(
+    ("stages", "settings", "message"),
+    [
+        ({"next": {"config": "a.yaml", "inputs": {"gsvae": "latents"}}}, {}, r"stages\.next\.inputs\.gsvae"),
+        ({"next": {"gsvae": "latents", "text": "text"}}, {}, r"stages\.next\.gsvae"),
+        ({"next": {"gsvae": "gsvae", "text": "latents"}}, {}, r"stages\.next\.text"),
+        ({}, {"generator": "latents"}, "generator"),
+        ({}, {"judges": ["text", "latents"]}, "judges"),
+    ],
+)
+def test_latents_are_no_bundle(stages, settings, message):
+    with pytest.raises(
+        ConfigError, match=f"{message} = 'latents' is an encoding.*trainings here: text, gsvae"
+    ):
+        pipeline(stages, **settings)
+
+
+def test_a_bundle_is_no_dataset():
+    with pytest.raises(
+        ConfigError, match=r"stages\.next\.data = 'gsvae' is a training.*encodings here: latents"
+    ):
+        pipeline({"next": {"config": "a.yaml", "data": "gsvae"}})
+
+
+@pytest.mark.parametrize("name", ["data", "refined", "report"])
+def test_a_stage_does_not_take_a_folder_that_the_pipeline_makes(name):
+    with pytest.raises(
+        ConfigError, match=rf"stages\.{name}: .* folder of that name .* data, refined, report"
+    ):
+        pipeline({name: {"config": "a.yaml"}})
+
+
+def test_a_stage_s_folder_does_not_lie_in_another_s():
+    """What one of them deletes or claims would be the other's."""
+    with pytest.raises(ConfigError, match=r"stages\.data/extra: .* folder of that name"):
+        pipeline({"data/extra": {"config": "a.yaml"}})
