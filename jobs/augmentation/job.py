@@ -72,7 +72,7 @@ def augment(
     started = time.monotonic()
     dataset, bundle, scorer = open_dataset(data), open_bundle(model), open_bundle(judge)
     comparer = scorer if near_judge is None else open_bundle(near_judge)
-    wanted = needed(config.targets, dataset)
+    wanted = needed(config, dataset)
     _require_judge(scorer, config)
     request = augment_request(bundle, dataset, config, {"judge": scorer, "near_judge": comparer})
     target = resolve(out)

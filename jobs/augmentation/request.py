@@ -29,7 +29,8 @@ class AugmentConfig(Config):
     generator: dict[str, Any] = Field(default_factory=dict)
     """Settings of the generator itself, such as ``{optimise: {iterations: 40}}`` for rare findings."""
     train: Literal["real_and_synthetic", "synthetic"] = "real_and_synthetic"
-    """What the new training split holds; validation and test stay as they are."""
+    """What the new training split holds, and so what counts towards ``targets``; validation and test stay as
+    they are."""
     threshold: float = Field(default=0.5, gt=0, lt=1)
     """The judge's probability of the finding below which a study is rejected."""
     near_copy_percentile: float = Field(default=NEAR_COPY_PERCENTILE, ge=0, lt=100)
@@ -83,19 +84,22 @@ def augment_request(
     return Request(request.job, {**request.content, "judges": checksums})
 
 
-def needed(targets: Mapping[str, float], dataset: Dataset) -> dict[str, int]:
-    """Synthetic studies that each finding needs for its prevalence in the training split.
+def needed(config: AugmentConfig, dataset: Dataset) -> dict[str, int]:
+    """Synthetic studies that each finding needs for its prevalence in the new training split.
 
     The smallest s with ``(P_f + s_f) / (K_f + Σ_g s_g) ≥ t_f`` for every finding f, of which P_f of the K_f
     studies with a known label are positive. A study made for one finding counts as known and negative for the
     others, which may be too cautious, so that prevalences end at or above their targets.
+
+    Real studies that the new split leaves out count for nothing: P_f = K_f = 0. As shares alone give a split
+    no size, a finding then needs at least its share of the real studies whose label is known.
 
     Raises:
         ConfigError: If the data do not label a finding.
     """
     counts = dataset.manifest.counts["train"]["findings"]
     positive, known = {}, {}
-    for target in targets:
+    for target in config.targets:
         name = target.removeprefix(PREFIX)
         if name not in counts:
             raise ConfigError(
@@ -104,21 +108,33 @@ def needed(targets: Mapping[str, float], dataset: Dataset) -> dict[str, int]:
             )
         positive[target] = int(counts[name]["present"])
         known[target] = positive[target] + int(counts[name]["absent"])
-    return smallest(targets, positive, known)
+    if config.train == "real_and_synthetic":
+        return smallest(config.targets, positive, known)
+    none = dict.fromkeys(config.targets, 0)
+    least = {name: _rounded_up(share * known[name]) for name, share in config.targets.items()}
+    return smallest(config.targets, none, none, least=least)
 
 
 def smallest(
-    targets: Mapping[str, float], positive: Mapping[str, int], known: Mapping[str, int]
+    targets: Mapping[str, float],
+    positive: Mapping[str, int],
+    known: Mapping[str, int],
+    *,
+    least: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    """The fixed point of `needed`, from below; there is one since the targets sum to less than 1."""
-    wanted = dict.fromkeys(targets, 0)
+    """The fixed point of `needed`, from ``least`` or 0; there is one since the targets sum to less than 1."""
+    wanted = dict(least or dict.fromkeys(targets, 0))
     while True:
         total = sum(wanted.values())
-        # Rounded, for a share such as 0.05 is a little more than 5 / 100 in binary.
         more = {
-            name: max(0, math.ceil(round(share * (known[name] + total) - positive[name], 9)))
+            name: max(wanted[name], _rounded_up(share * (known[name] + total) - positive[name]))
             for name, share in targets.items()
         }
         if more == wanted:
             return wanted
         wanted = more
+
+
+def _rounded_up(studies: float) -> int:
+    # A share such as 0.05 is a little more than 5 / 100 in binary.
+    return math.ceil(round(studies, 9))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,10 @@ def test_the_training_split_may_be_synthetic_alone(
 ) -> None:
     asked = config(phantom_dataset, train="synthetic", near_copy_percentile=0)
     made = open_dataset(augment(asked, **places, out=str(tmp_path))["dataset"])
-    assert made.rows("train") == NEEDED
+    counts = phantom_dataset.manifest.counts["train"]["findings"][FINDING]
+    share = asked.targets[f"finding.{FINDING}"]
+    assert made.rows("train") == math.ceil(share * (counts["present"] + counts["absent"]))
+    assert made.manifest.prevalence([FINDING])[0] == 1
     assert made.manifest.counts["test"] == phantom_dataset.manifest.counts["test"]
 
 

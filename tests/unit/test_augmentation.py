@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from counterray.config import ConfigError, validate
+from counterray.data.dataset import Dataset, DatasetManifest
+from counterray.storage import resolve
 from jobs.augmentation.attempts import ATTEMPT_SCHEMA, attempt_chunk, judged
 from jobs.augmentation.gate import Gate, no_gate
 from jobs.augmentation.progress import Progress
-from jobs.augmentation.request import AugmentConfig, smallest
+from jobs.augmentation.request import AugmentConfig, needed, smallest
 from jobs.generation.selection import STUDY_SCHEMA
 
 
@@ -44,6 +46,52 @@ def test_several_targets_are_met_and_no_study_is_made_for_nothing(targets, posit
         assert (positive[name] + wanted[name]) / (known[name] + total) >= share - 1e-9
         if wanted[name]:
             assert (positive[name] + wanted[name] - 1) / (known[name] + total) < share
+
+
+def dataset(**findings: tuple[int, int]) -> Dataset:
+    """One whose training split has these numbers of present and absent."""
+    labels = {
+        name: {"present": present, "absent": absent, "uncertain": 9, "unknown": 9}
+        for name, (present, absent) in findings.items()
+    }
+    manifest = DatasetManifest(
+        study_schema=1,
+        source="phantom",
+        config={},
+        code_version="1",
+        image_size=32,
+        finding_names=tuple(findings),
+        vocabulary={},
+        counts={"train": {"findings": labels}},
+        quarantined={},
+        shards={},
+        fingerprint="f",
+    )
+    return Dataset(resolve("/nowhere"), manifest)
+
+
+@pytest.mark.parametrize(
+    ("targets", "wanted"),
+    [
+        ({"finding.edema": 0.05}, {"finding.edema": 50}),
+        # 10 % and 20 % of 1000, though the real studies alone have more than enough of them.
+        ({"finding.edema": 0.1, "finding.mass": 0.2}, {"finding.edema": 100, "finding.mass": 200}),
+        # 48 % of 1000 and of 10 would leave fracture 1 %: half of 960 and a little more.
+        ({"finding.edema": 0.48, "finding.fracture": 0.48}, {"finding.edema": 480, "finding.fracture": 444}),
+    ],
+)
+def test_real_studies_that_are_left_out_fill_up_no_target(targets, wanted):
+    real = dataset(edema=(300, 700), mass=(900, 100), fracture=(2, 8))
+    config = validate(AugmentConfig, {"targets": targets, "train": "synthetic"})
+    made = needed(config, real)
+    assert made == wanted
+    assert all(made[name] / sum(made.values()) >= share for name, share in targets.items())
+
+
+def test_real_studies_that_stay_fill_up_the_targets():
+    real = dataset(edema=(10, 990), mass=(900, 100))
+    config = validate(AugmentConfig, {"targets": {"finding.edema": 0.05}})
+    assert needed(config, real) == {"finding.edema": 43}
 
 
 @pytest.mark.parametrize(
