@@ -37,6 +37,24 @@ def test_stage_can_be_sent_before_it_is_built():
     assert pickle.loads(pickle.dumps(stage)).config == stage.config
 
 
+def test_what_needs_the_judges_asks_for_build(judges):
+    """Without them the group losses would silently be zero."""
+    network, batch = make_stage().build(judges, INFO), make_batch()
+    stage = make_stage()
+    for use in (
+        lambda: stage.loss(network, batch, 4),
+        lambda: stage.validate(network, [batch]),
+        lambda: stage.export(network),
+    ):
+        with pytest.raises(RuntimeError, match="not been built: call build before"):
+            use()
+
+
+def test_a_judge_in_the_wrong_role_is_refused(judges):
+    with pytest.raises(BundleError, match="image_text_encoder"):
+        make_stage().build({**judges, "identity": judges["pathology"]}, INFO)
+
+
 def test_validation_reports_every_part(judges):
     stage = make_stage()
     torch.manual_seed(0)

@@ -52,6 +52,29 @@ def test_stage_can_be_sent_before_it_is_built():
     assert pickle.loads(pickle.dumps(stage)).config == stage.config
 
 
+def test_what_needs_the_frozen_networks_asks_for_build(parents):
+    batch, info = encoded(parents)
+    module = make_ldm_stage().build(parents, info)
+    stage = make_ldm_stage()
+    for use in (
+        lambda: stage.loss(module, batch, 0),
+        lambda: stage.validate(module, [batch]),
+        lambda: stage.assembled(module),
+        lambda: stage.preview(module, batch),
+        lambda: stage.export(module),
+    ):
+        with pytest.raises(RuntimeError, match="not been built: call build before"):
+            use()
+
+
+def test_the_frozen_networks_are_those_that_the_runner_moves(parents):
+    _, info = encoded(parents)
+    stage = make_ldm_stage()
+    model = stage.assembled(stage.build(parents, info))
+    assert stage.frozen["gsvae"] is model.gsvae
+    assert stage.frozen["judge"] is model.judge
+
+
 def test_missing_latents_and_foreign_latents_are_refused(parents):
     _, info = encoded(parents)
     with pytest.raises(ValueError, match=r"no pathology, identity.*jobs encode"):

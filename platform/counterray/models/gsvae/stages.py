@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -24,9 +25,12 @@ from counterray.models.gsvae.losses import (
     structural_similarity,
 )
 from counterray.models.gsvae.network import GSVAENetwork, NetworkConfig
-from counterray.models.predictors import load_judge
 from counterray.models.predictors.classifier import masked_binary_cross_entropy
-from counterray.models.predictors.common import evaluating, finding_metrics, labels_of
+from counterray.models.predictors.common import evaluating, finding_metrics, labels_of, require_built
+from counterray.models.predictors.identity import IdentityEncoder
+from counterray.models.predictors.identity import load as load_identity
+from counterray.models.predictors.image_text import ImageTextEncoder
+from counterray.models.predictors.image_text import load as load_image_text
 from counterray.training.stage import Export, Losses, StageConfig
 
 PathologyPairing = Literal["donor", "as_printed"]
@@ -53,6 +57,26 @@ class GSVAEConfig(StageConfig):
     """Whose pathology a swapped image is compared with: its donor's, or its own as equation 8 is printed."""
 
 
+_LOAD: Mapping[str, Callable[[Bundle], IdentityEncoder | ImageTextEncoder]] = {
+    "identity": load_identity,
+    "pathology": load_image_text,
+}
+"""Role of a judge to what opens it."""
+
+
+@dataclass(frozen=True)
+class _Built:
+    """What `GSVAEStage.build` was given.
+
+    Attributes:
+        data: The dataset.
+        judges: Role to the judge of a group loss.
+    """
+
+    data: DatasetInfo
+    judges: Mapping[str, IdentityEncoder | ImageTextEncoder]
+
+
 class GSVAEStage:
     """Stage 1 of Nie et al., Algorithm 1: `Stage` for `GSVAENetwork`.
 
@@ -70,8 +94,7 @@ class GSVAEStage:
     def __init__(self, config: GSVAEConfig) -> None:
         self.config = config
         self.frozen: dict[str, nn.Module] = {}
-        self._image_size = 0
-        self._finding_names: tuple[str, ...] = ()
+        self._built: _Built | None = None
 
     @property
     def inputs(self) -> Mapping[str, str]:
@@ -85,16 +108,22 @@ class GSVAEStage:
 
         Raises:
             KeyError: If a judge that the weights ask for is missing.
+            BundleError: If a judge is another stage's.
         """
+        judges: dict[str, IdentityEncoder | ImageTextEncoder] = {}
         for role, stage in self.inputs.items():
             if role not in inputs:
                 raise KeyError(
                     f"gsvae needs the bundle of a {stage!r} judge as input {role!r}; train that stage first, "
                     f"or set weights.{role}=0 to go without its loss."
                 )
-            self.frozen[role] = load_judge(inputs[role]).requires_grad_(False).eval()
-        self._image_size, self._finding_names = data.image_size, data.finding_names
+            judges[role] = _LOAD[role](inputs[role])
+        self.frozen, self._built = {**judges}, _Built(data, judges)
         return GSVAENetwork(self.config.network, image_size=data.image_size, findings=len(data.finding_names))
+
+    @property
+    def _finding_names(self) -> tuple[str, ...]:
+        return require_built(self._built).data.finding_names
 
     def loss(self, module: nn.Module, batch: Batch, step: int) -> Losses:
         """Equation 9, and at every ``group_every``-th step equation 10 (the 5th, 10th, … by default)."""
@@ -131,11 +160,10 @@ class GSVAEStage:
         donor = image[partner] if self.config.pathology_pairing == "donor" else image
         targets = {"identity": image, "pathology": donor}
         losses = {}
-        for role, judge in self.frozen.items():
-            features: Callable[[Tensor], Tensor] = judge.features  # type: ignore[assignment]
+        for role, judge in require_built(self._built).judges.items():
             with torch.no_grad():
-                target = features(targets[role])
-            losses[role] = feature_distance(features(swapped), target)
+                target = judge.features(targets[role])
+            losses[role] = feature_distance(judge.features(swapped), target)
         return losses
 
     def validate(self, module: nn.Module, batches: Iterable[Batch]) -> Mapping[str, float]:
@@ -181,7 +209,7 @@ class GSVAEStage:
         state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
         metadata = {
             "config": self.config.model_dump(mode="json"),
-            "image_size": self._image_size,
+            "image_size": require_built(self._built).data.image_size,
             "finding_names": list(self._finding_names),
         }
         return Export(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -25,7 +26,13 @@ from counterray.models.pathology_ldm.model import PathologyLDM
 from counterray.models.pathology_ldm.network import PathologyDenoiser
 from counterray.models.pathology_ldm.prompts import PromptSource
 from counterray.models.pathology_ldm.text import open_text_encoder, weights_checksum
-from counterray.models.predictors.common import evaluating, finding_metrics, labels_of, repeatable
+from counterray.models.predictors.common import (
+    evaluating,
+    finding_metrics,
+    labels_of,
+    repeatable,
+    require_built,
+)
 from counterray.models.predictors.image_text import TOKENIZER_FILE, ImageTextEncoder
 from counterray.models.predictors.image_text import load as load_text
 from counterray.models.predictors.image_text import rebuild as rebuild_text
@@ -59,6 +66,29 @@ class PathologyLDMConfig(StageConfig):
         return self
 
 
+@dataclass(frozen=True)
+class _Built:
+    """What `PathologyLDMStage.build` was given, and the frozen networks that it made of it.
+
+    Attributes:
+        gsvae: Decodes latents.
+        judge: Says which findings an image shows.
+        text: The encoder that made the text states.
+        described: How it is opened again, and where the prompts came from.
+        drift: Latent drifting of the noise levels.
+        parents: Role to bundle.
+        finding_names: Of the dataset.
+    """
+
+    gsvae: GSVAENetwork
+    judge: ImageTextEncoder
+    text: TextEncoder
+    described: Mapping[str, Any]
+    drift: Drift
+    parents: Mapping[str, Bundle]
+    finding_names: tuple[str, ...]
+
+
 class PathologyLDMStage:
     """Stage 2 of Nie et al., Algorithm 1: `Stage` for `PathologyDenoiser`.
 
@@ -81,14 +111,10 @@ class PathologyLDMStage:
     def __init__(self, config: PathologyLDMConfig) -> None:
         self.config = config
         self.frozen: dict[str, nn.Module] = {}
-        self._finding_names: tuple[str, ...] = ()
-        self._parents: Mapping[str, Bundle] = {}
-        self._drift: Drift | None = None
-        self._text: Mapping[str, Any] = {}
-        self._text_encoder: TextEncoder | None = None
+        self._built: _Built | None = None
 
     def build(self, inputs: Mapping[str, Bundle], data: DatasetInfo) -> PathologyDenoiser:
-        """The denoiser for ``data``; gsvae, text encoder and judge of ``inputs`` go to ``frozen``.
+        """The denoiser for ``data``; gsvae and judge of ``inputs`` go to ``frozen``.
 
         Raises:
             KeyError: If an input is missing.
@@ -97,20 +123,26 @@ class PathologyLDMStage:
         """
         self._require(inputs, data)
         gsvae, judge = load_gsvae(inputs["gsvae"]).requires_grad_(False), load_text(inputs["text"])
-        self.frozen = {"gsvae": gsvae, "judge": judge}
-        self._parents, self._finding_names = inputs, data.finding_names
-        self._text = {name: data.encoding[name] for name in ("text", "text_weights", "prompts")}
-        self._text_encoder = _text_encoder(self._text, judge)
-        latents = data.tensors[PATHOLOGY]
-        config = self.config
-        # Standardised latents have mean 0, so that an automatic drift is 0 where the mean is what it undoes.
-        self._drift = resolve(config.drift, config.schedule, channels=1, latent_mean=torch.zeros(1))
+        described = {name: data.encoding[name] for name in ("text", "text_weights", "prompts")}
+        latents, config = data.tensors[PATHOLOGY], self.config
+        built = _Built(
+            gsvae=gsvae,
+            judge=judge,
+            text=_text_encoder(described, judge),
+            described=described,
+            # Standardised latents have mean 0, so that an automatic drift is 0 where the mean is what it
+            # undoes.
+            drift=resolve(config.drift, config.schedule, channels=1, latent_mean=torch.zeros(1)),
+            parents=inputs,
+            finding_names=data.finding_names,
+        )
+        self.frozen, self._built = {"gsvae": gsvae, "judge": judge}, built
         return PathologyDenoiser(
             config.denoiser,
             size=latents.shape[-1],
             mean=latents.mean,
             std=latents.std,
-            null=self._text_encoder.encode([""]),
+            null=built.text.encode([""]),
         )
 
     def _require(self, inputs: Mapping[str, Bundle], data: DatasetInfo) -> None:
@@ -144,7 +176,7 @@ class PathologyLDMStage:
             noise=torch.randn_like(clean),
             timesteps=torch.randint(config.schedule.timesteps, (len(batch),), device=clean.device),
             condition=condition.where(kept, network.null),
-            drift=self._drift.forward if self._drift else None,
+            drift=require_built(self._built).drift.forward,
         )
         total = loss.each.mean()
         return Losses(total, {"denoising": total.detach()})
@@ -179,9 +211,9 @@ class PathologyLDMStage:
         return {"loss_denoising": total / count, **metrics}
 
     def _findings(self, drawn: Tensor, kept: Tensor, parts: Sequence[Batch]) -> dict[str, float]:
-        judge = self.frozen["judge"]
-        assert isinstance(judge, ImageTextEncoder)
-        names = [name for name in self._finding_names if name in judge.finding_names]
+        built = require_built(self._built)
+        judge = built.judge
+        names = [name for name in built.finding_names if name in judge.finding_names]
         columns = [judge.finding_names.index(name) for name in names]
         truths = [labels_of(part, names) for part in parts]
         truth = torch.cat([labels for labels, _ in truths])
@@ -193,12 +225,9 @@ class PathologyLDMStage:
 
     def assembled(self, module: nn.Module) -> PathologyLDM:
         """The module with the frozen networks around it, ready to draw."""
-        gsvae, judge = self.frozen["gsvae"], self.frozen["judge"]
-        assert isinstance(gsvae, GSVAENetwork)
-        assert isinstance(judge, ImageTextEncoder)
-        assert self._text_encoder is not None
+        built = require_built(self._built)
         return assemble(
-            self.config, gsvae, judge, _network(module), drift=self._drift, text=self._text_encoder
+            self.config, built.gsvae, built.judge, _network(module), drift=built.drift, text=built.text
         )
 
     def preview(self, module: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
@@ -219,25 +248,26 @@ class PathologyLDMStage:
 
         A published text encoder stays in its own folder, which the bundle names with a checksum.
         """
-        network, parent = _network(module), self._parents["gsvae"].metadata
+        network, built = _network(module), require_built(self._built)
+        parent = built.parents["gsvae"].metadata
         return Export(
             tensors={
                 "model": {name: value.detach().cpu() for name, value in module.state_dict().items()},
-                "gsvae": self.frozen["gsvae"].state_dict(),
-                "text": self.frozen["judge"].state_dict(),
+                "gsvae": built.gsvae.state_dict(),
+                "text": built.judge.state_dict(),
             },
             metadata={
                 "config": self.config.model_dump(mode="json"),
                 "gsvae": parent,
-                "text": self._parents["text"].metadata,
-                "text_encoder": dict(self._text),
+                "text": built.parents["text"].metadata,
+                "text_encoder": dict(built.described),
                 "size": network.size,
                 "latent_mean": network.mean,
                 "latent_std": network.std,
                 "image_size": parent["image_size"],
-                "finding_names": list(self._finding_names),
+                "finding_names": list(built.finding_names),
             },
-            files={TOKENIZER_FILE: self._parents["text"].file(TOKENIZER_FILE)},
+            files={TOKENIZER_FILE: built.parents["text"].file(TOKENIZER_FILE)},
             intended_use=(
                 "Research on and audits of diagnostic models: images of a given patient with a pathology "
                 "asked for in words or by finding. Made images are no evidence of disease."

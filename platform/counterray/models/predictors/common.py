@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from sklearn.metrics import roc_auc_score
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from counterray.data.dataset import DatasetInfo
 from counterray.data.study import Batch
 from counterray.training.stage import Export, StageConfig
+
+Built = TypeVar("Built")
 
 
 class PredictorStage:
@@ -154,12 +156,12 @@ def export(
     return Export({"model": state}, described, files or {}, intended_use, limits)
 
 
-def require_built(data: DatasetInfo | None) -> DatasetInfo:
-    """The dataset that `build` was given.
+def require_built(made: Built | None) -> Built:
+    """What `build` was given or made.
 
     Raises:
         RuntimeError: If `build` has not been called.
     """
-    if data is None:
+    if made is None:
         raise RuntimeError("The stage has not been built: call build before loss, validate or export.")
-    return data
+    return made

@@ -170,6 +170,18 @@ def _patients(batch: Batch, *, first: int = 0) -> tuple[str, ...]:
     return batch.patient_ids or tuple(str(index) for index in range(first, first + len(batch)))
 
 
+def load(bundle: Bundle) -> IdentityEncoder:
+    """The trained encoder of an `identity_encoder` bundle, frozen and in evaluation mode.
+
+    Raises:
+        BundleError: If the bundle is another stage's.
+    """
+    bundle.expect(IdentityEncoderStage.name)
+    encoder = rebuild(bundle.metadata)
+    encoder.load_state_dict(bundle.tensors())
+    return encoder.eval().requires_grad_(False)
+
+
 def rebuild(metadata: Mapping[str, Any]) -> IdentityEncoder:
     """The encoder that a bundle's metadata describes, without its weights."""
     config = IdentityEncoderConfig.model_validate(metadata["config"])
