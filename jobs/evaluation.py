@@ -20,7 +20,7 @@ from counterray.evaluation.features import feature_judge, layer_judge
 from counterray.evaluation.generator import Judges, evaluate_counterfactuals, shuffled_donors
 from counterray.evaluation.generator_report import generator_report
 from counterray.evaluation.judge import judge_metrics, open_judge
-from counterray.evaluation.metric import as_json
+from counterray.evaluation.metric import UnscorableError, as_json
 from counterray.evaluation.metric_sections import metric_table
 from counterray.evaluation.opening import exact_counterfactuals, gather, open_editor, word_source
 from counterray.evaluation.reading_set import export_reading_set
@@ -85,6 +85,7 @@ def evaluate(
 
     Raises:
         BundleError: If a bundle cannot be trusted, or cannot score.
+        ConfigError: If a setting does not fit the bundle.
         EvaluationError: If the dataset does not have what the bundle is scored on.
         StorageError: If something cannot be read or written.
     """
@@ -97,7 +98,7 @@ def evaluate(
             metrics, report = _judge_report(bundle, dataset, config)
         else:
             metrics, report = _generator_report(bundle, scorers, dataset, place, config)
-    except ValueError as error:
+    except UnscorableError as error:
         raise EvaluationError(
             f"{bundle.location.uri} cannot be scored on {dataset.location.uri}: {error}"
         ) from error
@@ -177,7 +178,7 @@ def _text_condition(
         return None
     prompts = study_prompts(donor, source)
     if not any(prompts):
-        raise ValueError(
+        raise UnscorableError(
             f"None of the {len(donor)} studies has a {source.replace('_', ' ')} for the generator to "
             "read. Run python -m jobs refine and score on its result, or set generation.prompts=labels."
         )

@@ -24,6 +24,7 @@ from counterray.nn.backbone import BackboneConfig
 from counterray.storage import resolve
 from counterray.training.stage import Stage
 from jobs import evaluation
+from jobs.common import user_errors
 from jobs.evaluation import EvaluateConfig, EvaluationError, evaluate
 from tests.small_gsvae import FINDINGS, INFO, SIZE, judge_bundles, make_stage
 from tests.small_pathology_ldm import ldm_bundle, parent_bundles
@@ -194,6 +195,53 @@ def test_words_that_are_not_there_are_no_empty_prompts(
         evaluate(config(), model=ldm.location.uri, data=data, out=out)
     scored = evaluate(config(generation={"prompts": "labels"}), model=ldm.location.uri, data=data, out=out)
     assert "reconstruction_ssim" in scored["metrics"]
+
+
+def test_a_bundle_that_edits_no_images_is_the_user_s_to_change(
+    make_dataset: Callable[..., str], tmp_path: Path
+) -> None:
+    stage = ClassifierStage(ClassifierConfig(backbone=BackboneConfig(widths=(8, 16), blocks=(1, 1))))
+    other = write_bundle(
+        resolve(tmp_path / "other"),
+        method="gsvae",
+        stage="classifier",
+        config={},
+        export=stage.export(stage.build({}, INFO)),
+        data_fingerprint="small",
+    )
+    with pytest.raises(EvaluationError, match=r"which edits no images\. Generators that do are"):
+        evaluate(config(), model=other.location.uri, data=make_dataset(), out=str(tmp_path / "out"))
+
+
+def test_a_judge_of_other_findings_is_the_user_s_to_change(
+    gsvae: Bundle, make_dataset: Callable[..., str], tmp_path: Path
+) -> None:
+    stage = ClassifierStage(ClassifierConfig(backbone=BackboneConfig(widths=(8, 16), blocks=(1, 1))))
+    narrow = write_bundle(
+        resolve(tmp_path / "narrow"),
+        method="predictors",
+        stage="classifier",
+        config={"seed": 1, "loader": {"fold": "b"}},
+        export=stage.export(stage.build({}, replace(INFO, finding_names=("edema",)))),
+        data_fingerprint="small",
+    )
+    places = {"model": gsvae.location.uri, "data": make_dataset(), "out": str(tmp_path / "out")}
+    with pytest.raises(EvaluationError, match=r"has no output .*It has: edema"):
+        evaluate(config(), **places, judges=[narrow.location.uri])
+
+
+def test_a_defect_of_ours_keeps_its_name(
+    gsvae: Bundle, make_dataset: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a user's error it would lose its traceback."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("shapes of ours do not fit")
+
+    monkeypatch.setattr(evaluation, "generator_report", broken)
+    with pytest.raises(ValueError, match="shapes of ours") as raised:
+        evaluate(config(), model=gsvae.location.uri, data=make_dataset(), out=str(tmp_path / "out"))
+    assert not isinstance(raised.value, user_errors())
 
 
 def test_the_scored_split_is_not_compared_with_itself(

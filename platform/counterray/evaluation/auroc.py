@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from counterray.evaluation.intervals import Floats, patient_bootstrap
-from counterray.evaluation.metric import Direction, Metric
+from counterray.evaluation.metric import Direction, Metric, UnscorableError
 
 MINIMUM_POSITIVES = 50
 """Positives that a finding needs to count in the macro average: below, its interval spans about ±0.08."""
@@ -70,11 +70,12 @@ def auroc_metrics(
         seed: Of the bootstrap.
 
     Raises:
-        ValueError: If a score is not finite.
+        UnscorableError: If a score is not finite.
     """
     values = scores.detach().double().cpu().numpy()
     if not np.isfinite(values).all():
-        raise ValueError(f"{name}: {int((~np.isfinite(values)).sum())} scores of {judge} are not finite.")
+        wrong = int((~np.isfinite(values)).sum())
+        raise UnscorableError(f"{name}: {wrong} scores of {judge} are not finite.")
     positive = (labels > 0.5).cpu().numpy()
     known = mask.bool().cpu().numpy()
     counts = [

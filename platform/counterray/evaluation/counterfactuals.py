@@ -11,6 +11,7 @@ from torch import Tensor
 
 from counterray.causal.mechanism import Mechanism, Noise, Values
 from counterray.data.study import Batch
+from counterray.evaluation.metric import UnscorableError
 
 
 class Editor(Protocol):
@@ -112,7 +113,9 @@ class Counterfactuals:
                 )
             if not torch.isfinite(value).all():
                 wrong = int((~torch.isfinite(value)).flatten(1).any(dim=1).sum())
-                raise ValueError(f"Counterfactuals: {wrong} of {len(value)} images in {name} are not finite.")
+                raise UnscorableError(
+                    f"Counterfactuals: {wrong} of {len(value)} images in {name} are not finite."
+                )
 
     def __len__(self) -> int:
         return len(self.image)

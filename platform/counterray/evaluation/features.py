@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from counterray.bundle import Bundle
-from counterray.evaluation.metric import Judge
+from counterray.evaluation.metric import Judge, UnscorableError
 from counterray.models.predictors.classifier import Classifier
 from counterray.models.predictors.identity import IdentityEncoder
 from counterray.models.predictors.image_text import ImageTextEncoder
@@ -49,7 +49,7 @@ def feature_judge(bundle: Bundle, *, name: str = "") -> Judge:
             distance between features for a score of findings.
 
     Raises:
-        ValueError: If the bundle is none of these.
+        UnscorableError: If the bundle is none of these.
     """
     network, label = load_judge(bundle), name or f"{bundle.stage}-features"
     predict: Callable[[Tensor], Tensor]
@@ -70,7 +70,7 @@ def layer_judge(bundle: Bundle, *, name: str = "") -> LayerJudge:
         name: What reports call it; the stage's name and "layers" where empty.
 
     Raises:
-        ValueError: If the bundle is none of these.
+        UnscorableError: If the bundle is none of these.
     """
     network = load_judge(bundle)
     if not isinstance(network, Classifier | IdentityEncoder | ImageTextEncoder):
@@ -104,7 +104,8 @@ def checked(features: Tensor, what: str) -> Tensor:
         what: Whose they are, for the message.
 
     Raises:
-        ValueError: If they are no matrix with a row, or not finite.
+        ValueError: If they are no matrix with a row.
+        UnscorableError: If they are not finite, as those of a network that diverged.
     """
     if features.ndim != 2 or not features.numel():
         raise ValueError(
@@ -114,14 +115,14 @@ def checked(features: Tensor, what: str) -> Tensor:
     values = features.detach().double().cpu()
     finite = torch.isfinite(values).all(dim=1)
     if not finite.all():
-        raise ValueError(
+        raise UnscorableError(
             f"{what}: the features of {int((~finite).sum())} of {len(values)} images are not finite."
         )
     return values
 
 
-def _without_features(bundle: Bundle) -> ValueError:
-    return ValueError(
+def _without_features(bundle: Bundle) -> UnscorableError:
+    return UnscorableError(
         f"A bundle of stage {bundle.stage!r} gives no features to compare images by. Stages that do are: "
         "classifier, identity_encoder, image_text_encoder."
     )

@@ -21,7 +21,7 @@ from counterray.evaluation.image_sets import (
 )
 from counterray.evaluation.intervals import summarise
 from counterray.evaluation.judged import area_metrics, finding_metrics, identity_metrics
-from counterray.evaluation.metric import Judge, Metric
+from counterray.evaluation.metric import Judge, Metric, UnscorableError
 from counterray.evaluation.psnr import psnr
 from counterray.evaluation.reversibility import reversibility
 from counterray.evaluation.settings import DEFAULTS, Settings
@@ -77,10 +77,10 @@ def shuffled_donors(batch: Batch, *, seed: int = 0) -> Batch:
     does nothing has an effectiveness of chance.
 
     Raises:
-        ValueError: If the batch has fewer than two images.
+        UnscorableError: If the batch has fewer than two images.
     """
     if len(batch) < 2:
-        raise ValueError(f"Swapping pathology needs at least 2 images; the batch has {len(batch)}.")
+        raise UnscorableError(f"Swapping pathology needs at least 2 images; the batch has {len(batch)}.")
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(seed))
     donor = torch.empty_like(order)
     donor[order] = order.roll(1)
@@ -139,8 +139,8 @@ def evaluate_counterfactuals(
         settings: How they are scored.
 
     Raises:
-        ValueError: If images are not finite, shapes differ, patients are not named, or a judge lacks a
-            finding.
+        ValueError: If shapes differ or patients are not named.
+        UnscorableError: If images are not finite, or a judge lacks a finding.
     """
     made = make_counterfactuals(edit, source, donor, exact=exact, batch_size=settings.batch_size)
     measured = Measured([*_reconstruction(made, settings), *_laws(edit, made, settings)])

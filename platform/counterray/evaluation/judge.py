@@ -13,7 +13,7 @@ from counterray.data.study import Batch
 from counterray.evaluation.auroc import MINIMUM_POSITIVES, auroc_metrics
 from counterray.evaluation.counterfactuals import patients
 from counterray.evaluation.intervals import summarise
-from counterray.evaluation.metric import Direction, Judge, Metric
+from counterray.evaluation.metric import Direction, Judge, Metric, UnscorableError
 from counterray.models.predictors.classifier import Classifier
 from counterray.models.predictors.demographic import Demographic
 from counterray.models.predictors.identity import IdentityEncoder
@@ -61,18 +61,18 @@ def open_judge(bundle: Bundle, *, name: str = "") -> Judge:
         return Judge(name=label, checksum=bundle.checksum, predict=network, outputs=network.target_names)
     if isinstance(network, IdentityEncoder):
         return Judge(name=label, checksum=bundle.checksum, predict=network)
-    raise ValueError(f"A bundle of stage {bundle.stage!r} does not score images with one tensor.")
+    raise UnscorableError(f"A bundle of stage {bundle.stage!r} does not score images with one tensor.")
 
 
 def demographic_judges(bundle: Bundle) -> dict[str, Judge]:
     """A judge for each attribute of a demographic classifier's bundle.
 
     Raises:
-        ValueError: If the bundle is of another stage.
+        UnscorableError: If the bundle is of another stage.
     """
     network = load_judge(bundle)
     if not isinstance(network, Demographic):
-        raise ValueError(f"A bundle of stage {bundle.stage!r} is no demographic classifier.")
+        raise UnscorableError(f"A bundle of stage {bundle.stage!r} is no demographic classifier.")
 
     def judge(attribute: str, values: tuple[str, ...]) -> Judge:
         return Judge(
@@ -116,11 +116,11 @@ def classifier_metrics(
     """AUROC of each finding that both the judge and the batch name, and the macro average.
 
     Raises:
-        ValueError: If they have no finding in common.
+        UnscorableError: If they have no finding in common.
     """
     names = tuple(name for name in batch.finding_names if name in judge.outputs)
     if not names:
-        raise ValueError(
+        raise UnscorableError(
             f"Judge {judge.label} names {', '.join(judge.outputs) or 'no findings'}; the data have "
             f"{', '.join(batch.finding_names)}. Evaluate it on data of its own vocabulary."
         )
@@ -192,11 +192,11 @@ def segmentor_metrics(judge: Judge, batch: Batch, *, batch_size: int = 64) -> li
     """Mean Dice of each structure that both the judge and the batch name.
 
     Raises:
-        ValueError: If they have no structure in common.
+        UnscorableError: If they have no structure in common.
     """
     names = tuple(name for name in judge.outputs if name in batch.masks)
     if not names:
-        raise ValueError(
+        raise UnscorableError(
             f"Judge {judge.label} segments {', '.join(judge.outputs)}; the data have masks of "
             f"{', '.join(batch.masks) or 'nothing'}."
         )
@@ -217,12 +217,12 @@ def regressor_metrics(
         batch_size: Images at a time.
 
     Raises:
-        ValueError: If the data lack one.
+        UnscorableError: If the data lack one.
     """
     truths = {**batch.attributes, **batch.measurements}
     missing = [name for name in judge.outputs if name not in truths]
     if missing:
-        raise ValueError(
+        raise UnscorableError(
             f"Judge {judge.label} estimates {', '.join(missing)}, which the data do not have. "
             f"They have: {', '.join(truths) or 'none'}."
         )

@@ -14,6 +14,13 @@ Direction = Literal["higher", "lower", "none"]
 """Which direction of a metric is better."""
 
 
+class UnscorableError(ValueError):
+    """The bundle, judge or dataset that was chosen does not allow this evaluation; the message says why.
+
+    Whoever chose it can choose another. Any other error of an evaluation is a defect of the code.
+    """
+
+
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     """One number with its uncertainty and its origin.
@@ -93,11 +100,11 @@ class Judge:
         """Positions of ``names`` among the outputs.
 
         Raises:
-            ValueError: If the judge has no such output.
+            UnscorableError: If the judge has no such output.
         """
         missing = [name for name in names if name not in self.outputs]
         if missing:
-            raise ValueError(
+            raise UnscorableError(
                 f"Judge {self.label} has no output {', '.join(missing)}. It has: {', '.join(self.outputs)}."
             )
         return [self.outputs.index(name) for name in names]

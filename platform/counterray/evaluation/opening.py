@@ -18,6 +18,7 @@ from counterray.data.phantom.studies import parents_of
 from counterray.data.study import Batch
 from counterray.evaluation.counterfactuals import Editor, swap_editor
 from counterray.evaluation.generator import Exact
+from counterray.evaluation.metric import UnscorableError
 from counterray.models.generator import Generator
 from counterray.models.gsvae.generator import GSVAEGenerator
 from counterray.models.gsvae.mechanism import GSVAEMechanism
@@ -32,7 +33,7 @@ from counterray.models.pathology_ldm.generator import (
 from counterray.models.pathology_ldm.prompts import PromptSource
 from counterray.models.pathology_ldm.stages import prompt_source
 
-Settings = Mapping[str, Any]
+GenerationSettings = Mapping[str, Any]
 """How a generator generates: plain values of its stage's own configuration, such as `GenerationConfig`."""
 
 
@@ -47,12 +48,12 @@ class _Opener:
             reads the donor's image.
     """
 
-    editor: Callable[[Bundle, Settings, int], Editor]
-    generator: Callable[[Bundle, Iterable[Batch], Settings], Generator]
-    words: Callable[[Bundle, Settings], PromptSource] | None
+    editor: Callable[[Bundle, GenerationSettings, int], Editor]
+    generator: Callable[[Bundle, Iterable[Batch], GenerationSettings], Generator]
+    words: Callable[[Bundle, GenerationSettings], PromptSource] | None
 
 
-def _gsvae_editor(bundle: Bundle, settings: Settings, seed: int) -> Editor:
+def _gsvae_editor(bundle: Bundle, settings: GenerationSettings, seed: int) -> Editor:
     _refuse(settings)
     metadata = bundle.metadata
     return swap_editor(
@@ -64,17 +65,17 @@ def _gsvae_editor(bundle: Bundle, settings: Settings, seed: int) -> Editor:
     )
 
 
-def _gsvae_generator(bundle: Bundle, training: Iterable[Batch], settings: Settings) -> Generator:
+def _gsvae_generator(bundle: Bundle, training: Iterable[Batch], settings: GenerationSettings) -> Generator:
     _refuse(settings)
     return GSVAEGenerator(bundle, training)
 
 
-def _refuse(settings: Settings) -> None:
+def _refuse(settings: GenerationSettings) -> None:
     if settings:
         raise ConfigError(f"A gsvae generator has no settings; leave out {', '.join(settings)}.")
 
 
-def _pathology_ldm_editor(bundle: Bundle, settings: Settings, seed: int) -> Editor:
+def _pathology_ldm_editor(bundle: Bundle, settings: GenerationSettings, seed: int) -> Editor:
     config = validate(GenerationConfig, settings)
     if config.optimise is not None:
         raise ConfigError(
@@ -85,11 +86,11 @@ def _pathology_ldm_editor(bundle: Bundle, settings: Settings, seed: int) -> Edit
     return text_editor(open_model(bundle, config), source=source, seed=seed)
 
 
-def _pathology_ldm_generator(bundle: Bundle, training: Iterable[Batch], settings: Settings) -> Generator:
+def _pathology_ldm_generator(bundle: Bundle, training: Iterable[Batch], settings: GenerationSettings) -> Generator:
     return PathologyLDMGenerator(bundle, training, validate(GenerationConfig, settings))
 
 
-def _pathology_ldm_words(bundle: Bundle, settings: Settings) -> PromptSource:
+def _pathology_ldm_words(bundle: Bundle, settings: GenerationSettings) -> PromptSource:
     return validate(GenerationConfig, settings).prompts or prompt_source(bundle)
 
 
@@ -99,7 +100,7 @@ _OPENERS: Mapping[str, _Opener] = {
 }
 
 
-def open_editor(bundle: Bundle, settings: Settings | None = None, *, seed: int = 0) -> Editor:
+def open_editor(bundle: Bundle, settings: GenerationSettings | None = None, *, seed: int = 0) -> Editor:
     """The editor of a generator's bundle: this patient with that patient's pathology.
 
     Args:
@@ -109,24 +110,24 @@ def open_editor(bundle: Bundle, settings: Settings | None = None, *, seed: int =
 
     Raises:
         ConfigError: If a setting is unknown or refused.
-        ValueError: If the bundle is no generator that edits a given image.
+        UnscorableError: If the bundle is no generator that edits a given image.
     """
     return _opener(bundle).editor(bundle, settings or {}, seed)
 
 
-def word_source(bundle: Bundle, settings: Settings | None = None) -> PromptSource | None:
+def word_source(bundle: Bundle, settings: GenerationSettings | None = None) -> PromptSource | None:
     """Where the words come from that the editor reads; ``None`` if it reads the donor's image.
 
     Raises:
         ConfigError: If a setting is unknown or refused.
-        ValueError: If the bundle is no generator that edits a given image.
+        UnscorableError: If the bundle is no generator that edits a given image.
     """
     words = _opener(bundle).words
     return None if words is None else words(bundle, settings or {})
 
 
 def open_generator(
-    bundle: Bundle, training: Iterable[Batch] = (), settings: Settings | None = None
+    bundle: Bundle, training: Iterable[Batch] = (), settings: GenerationSettings | None = None
 ) -> Generator:
     """The generator of a bundle.
 
@@ -137,14 +138,14 @@ def open_generator(
 
     Raises:
         ConfigError: If a setting is unknown or refused.
-        ValueError: If the bundle is no generator that edits a given image.
+        UnscorableError: If the bundle is no generator that edits a given image.
     """
     return _opener(bundle).generator(bundle, training, settings or {})
 
 
 def _opener(bundle: Bundle) -> _Opener:
     if bundle.stage not in _OPENERS:
-        raise ValueError(
+        raise UnscorableError(
             f"The bundle at {bundle.location.uri} was made by the stage {bundle.stage!r}, which edits no "
             f"images. Generators that do are: {', '.join(_OPENERS)}."
         )
@@ -174,7 +175,7 @@ def gather(batches: Iterable[Batch], *, limit: int | None = None) -> Batch:
     """One batch of all images of ``batches``, or of the first ``limit``.
 
     Raises:
-        ValueError: If there is no image.
+        UnscorableError: If there is no image.
     """
     parts: list[Batch] = []
     rows = 0
@@ -184,7 +185,7 @@ def gather(batches: Iterable[Batch], *, limit: int | None = None) -> Batch:
         if limit is not None and rows >= limit:
             break
     if not rows:
-        raise ValueError("There is no image to evaluate; choose a split that has some.")
+        raise UnscorableError("There is no image to evaluate; choose a split that has some.")
 
     def join(groups: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return {name: torch.cat([group[name] for group in groups]) for name in groups[0]}

@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 
 from counterray.evaluation.counterfactuals import pieces
 from counterray.evaluation.features import LayerJudge
+from counterray.evaluation.metric import UnscorableError
 
 TINY = 1e-10
 """Least length that a vector is divided by, so that a position without any response stays 0."""
@@ -33,7 +34,8 @@ def perceptual_distance(
         ``[B]`` in float64.
 
     Raises:
-        ValueError: If the shapes differ, or a response is not finite.
+        ValueError: If the shapes differ.
+        UnscorableError: If a response is not finite.
 
     Reference: Zhang et al., 2018, https://arxiv.org/abs/1801.03924, equation 1 with all weights w_l = 1.
     """
@@ -47,7 +49,9 @@ def perceptual_distance(
     )
     if not torch.isfinite(distance).all():
         wrong = int((~torch.isfinite(distance)).sum())
-        raise ValueError(f"Judge {judge.label}: layers of {wrong} of {len(distance)} images are not finite.")
+        raise UnscorableError(
+            f"Judge {judge.label}: layers of {wrong} of {len(distance)} images are not finite."
+        )
     return distance
 
 

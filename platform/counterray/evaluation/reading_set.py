@@ -23,7 +23,7 @@ from torch import Tensor
 from counterray.data.study import Batch
 from counterray.evaluation.counterfactuals import patients
 from counterray.evaluation.intervals import summarise
-from counterray.evaluation.metric import Metric
+from counterray.evaluation.metric import Metric, UnscorableError
 from counterray.storage import Location, publish
 
 PICTURE_SIZE = 512
@@ -99,8 +99,8 @@ def export_reading_set(
         Number of items written.
 
     Raises:
-        ValueError: If the key lies within the set, batches do not fit, images are not finite, or no edit
-            changes a known finding.
+        ValueError: If the key lies within the set, batches do not fit, or images are not finite.
+        UnscorableError: If no edit changes a known finding.
         StorageError: If storage cannot be used.
 
     Reference: the protocol of Nie et al., Causal Disentanglement for Robust Long-tail Medical Image
@@ -114,7 +114,7 @@ def export_reading_set(
     salt = secrets.token_bytes(16) if salt is None else salt
     chosen = _choose(source, asked, salt)[:items]
     if not chosen:
-        raise ValueError(
+        raise UnscorableError(
             f"None of the {len(asked)} edits changes a finding whose label is known, so there is nothing to "
             "ask readers about. Export edits that turn a finding on or off."
         )
