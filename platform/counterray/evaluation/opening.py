@@ -86,7 +86,9 @@ def _pathology_ldm_editor(bundle: Bundle, settings: GenerationSettings, seed: in
     return text_editor(open_model(bundle, config), source=source, seed=seed)
 
 
-def _pathology_ldm_generator(bundle: Bundle, training: Iterable[Batch], settings: GenerationSettings) -> Generator:
+def _pathology_ldm_generator(
+    bundle: Bundle, training: Iterable[Batch], settings: GenerationSettings
+) -> Generator:
     return PathologyLDMGenerator(bundle, training, validate(GenerationConfig, settings))
 
 
