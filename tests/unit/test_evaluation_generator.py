@@ -210,6 +210,13 @@ def test_every_number_has_its_place_and_its_own_name() -> None:
     assert "Further metrics" not in captions
 
 
+def test_validation_images_of_other_findings_are_refused() -> None:
+    source = world()
+    other = replace(others("v", 6), finding_names=NAMES[::-1])
+    with pytest.raises(ValueError, match=r"asked for \(edema, cardiomegaly\) are not those of the valid"):
+        evaluate_counterfactuals(nothing, source, source, judges=JUDGES, validation=other)
+
+
 def test_laws_may_be_tried_on_fewer_images() -> None:
     source = world()
     evaluation = evaluate_counterfactuals(

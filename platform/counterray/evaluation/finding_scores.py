@@ -1,4 +1,4 @@
-"""Findings of generated images, as a judge reads them: AUROC and F1 of each finding."""
+"""F1 of findings of generated images, as a judge reads them."""
 
 from __future__ import annotations
 
@@ -9,78 +9,18 @@ import numpy as np
 from torch import Tensor
 
 from counterray.data.study import Batch
-from counterray.evaluation.auroc import MINIMUM_POSITIVES, auroc_metrics
+from counterray.evaluation.auroc import MINIMUM_POSITIVES
 from counterray.evaluation.counterfactuals import patients
 from counterray.evaluation.decisions import Truths, f1_score, f1_threshold
 from counterray.evaluation.intervals import Floats, Rows, patient_bootstrap
-from counterray.evaluation.metric import Direction, Judge, Metric
-
-
-def finding_score_metrics(
-    generated: Tensor,
-    asked: Batch,
-    judge: Judge,
-    *,
-    validation: Batch,
-    prefix: str = "generated",
-    minimum_positives: int = MINIMUM_POSITIVES,
-    batch_size: int = 64,
-    seed: int = 0,
-) -> list[Metric]:
-    """AUROC and F1 of each finding on generated images, and their macro averages.
-
-    The threshold of F1 is chosen on real validation images, where F1 is largest, never on the generated:
-    a threshold that generated images need for themselves would hide that they look unlike real ones.
-
-    Args:
-        generated: ``[B, 1, H, W]`` in [-1, 1].
-        asked: B rows with the findings that the images were to show, and their patients.
-        judge: The classifier that scores, never one that a loss has seen.
-        validation: Real images with findings, to choose thresholds on.
-        prefix: First word of the metrics' names; ``real`` for the same scores of real images.
-        minimum_positives: Positives, and negatives, that a finding needs for the macro averages.
-        batch_size: Images at a time.
-        seed: Of the bootstrap.
-
-    Raises:
-        ValueError: If images and rows differ in number, the batches name different findings, the judge
-            lacks one, or a score is not finite.
-    """
-    if len(generated) != len(asked):
-        raise ValueError(f"{len(generated)} images but {len(asked)} rows of findings; one each is needed.")
-    if asked.finding_names != validation.finding_names:
-        raise ValueError(
-            f"The findings asked for ({', '.join(asked.finding_names)}) are not those of the validation "
-            f"images ({', '.join(validation.finding_names)}). Read both from one dataset."
-        )
-    columns = judge.columns(asked.finding_names)
-    scores = judge.scores(generated, batch_size=batch_size)[:, columns].double().cpu()
-    real = judge.scores(validation.image, batch_size=batch_size)[:, columns].double().cpu()
-    areas = auroc_metrics(
-        f"{prefix}_auroc",
-        scores,
-        asked.findings,
-        asked.finding_mask,
-        outputs=asked.finding_names,
-        patients=patients(asked),
-        judge=judge.label,
-        minimum_positives=minimum_positives,
-        seed=seed,
-    )
-    f1 = f1_metrics(
-        f"{prefix}_f1",
-        scores,
-        asked,
-        cuts=f1_thresholds(real, validation),
-        judge=judge.label,
-        minimum_positives=minimum_positives,
-        seed=seed,
-    )
-    return [*areas, *f1]
+from counterray.evaluation.metric import Direction, Metric
 
 
 def f1_thresholds(scores: Tensor, validation: Batch) -> Floats:
     """For each finding the score from which to call it, where F1 on real validation images is largest.
+
+    It is chosen on these, never on generated images: a threshold that generated images need for themselves
+    would hide that they look unlike real ones.
 
     Args:
         scores: The judge's probabilities ``[n, F]`` on these images, in the order of the findings.

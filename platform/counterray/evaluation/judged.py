@@ -37,6 +37,10 @@ def finding_metrics(
         validation: Real images to choose F1's thresholds on.
         prevalence: Share of positives of each finding in the training data.
         settings: How they are scored.
+
+    Raises:
+        ValueError: If the validation images name other findings.
+        UnscorableError: If the judge lacks a finding, or a score is not finite.
     """
     minimum_positives, seed = settings.minimum_positives, settings.seed
     columns = judge.columns(made.source.finding_names)
@@ -72,6 +76,11 @@ def finding_metrics(
     if validation is None:
         measured.absent["F1"] = "there are no real validation images to choose its thresholds on"
         return measured
+    if validation.finding_names != asked.finding_names:
+        raise ValueError(
+            f"The findings asked for ({', '.join(asked.finding_names)}) are not those of the validation "
+            f"images ({', '.join(validation.finding_names)}). Read both from one dataset."
+        )
     cuts = f1_thresholds(probabilities(validation.image), validation)
     for name, scores, batch in (("generated_f1", after, asked), ("real_f1", before, made.source)):
         measured.metrics += f1_metrics(
