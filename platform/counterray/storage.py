@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import posixpath
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import pyarrow.fs
@@ -90,12 +91,21 @@ class Location:
         """Writes the file whole or not at all: readers see the old content or the new."""
         with self._translated("write"):
             if self.client is None:
-                _write_local(Path(self.path), data)
+                _write_local(Path(self.path), io.BytesIO(data))
             else:
                 # Not pyarrow's stream: it publishes what it has when the writing is broken off, and cannot
                 # be told not to (apache/arrow#40502).
                 bucket, key = self._bucket_and_key()
                 self.client.put_object(Bucket=bucket, Key=key, Body=data)
+
+    def write_file(self, file: Path) -> None:
+        """Copies a local file here, whole or not at all, without holding it in memory."""
+        with self._translated("write"):
+            if self.client is None:
+                with file.open("rb") as content:
+                    _write_local(Path(self.path), content)
+            else:
+                self.client.upload_file(str(file), *self._bucket_and_key())
 
     def read_json(self) -> Any:
         """The file's content, read as JSON."""
@@ -248,9 +258,7 @@ def upload(folder: Path, location: Location, *, last: str = "manifest.json") -> 
     for stale in sorted(replaced - set(names)) if last in replaced else []:
         (location / stale).delete()
     for name in [*(name for name in names if name != last), last]:
-        target = location / name
-        with target._translated("write"):
-            location.client.upload_file(str(folder / name), *target._bucket_and_key())
+        (location / name).write_file(folder / name)
 
 
 @contextmanager
@@ -309,12 +317,12 @@ def _partial(target: Path) -> Path:
     return target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
 
 
-def _write_local(target: Path, data: bytes) -> None:
+def _write_local(target: Path, content: BinaryIO) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _partial(target)
     try:
         with temporary.open("wb") as stream:
-            stream.write(data)
+            shutil.copyfileobj(content, stream)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(target)

@@ -92,7 +92,7 @@ def test_an_endpoint_s_answers_fallbacks_and_cache(phantom_dataset, tmp_path, mo
             monkeypatch.setenv(name, value)
         values = {"refiner": {"name": "llm", "retries": 1}, "cache": str(tmp_path / "answers")}
         config = validate(RefineConfig, values)
-        with pytest.raises(StorageError, match=rf"status 401.*{llm.API_KEY}"):
+        with pytest.raises(RefineError, match=rf"status 401.*{llm.API_KEY}"):
             # The key is the workers' own, and these workers started without one.
             refine(config, data=phantom_dataset.location.uri, out=str(tmp_path / "refused"))
         server.answer = lambda text, attempt: (

@@ -47,6 +47,15 @@ def test_what_is_written_is_read(folder):
     assert place.size() == 4
 
 
+def test_a_local_file_is_copied_over_what_is_there(folder, tmp_path):
+    (tmp_path / "local").write_bytes(b"\x00new")
+    place = folder / "a/b"
+    place.write_bytes(b"old")
+    place.write_file(tmp_path / "local")
+    assert place.read_bytes() == b"\x00new"
+    assert folder.files() == ["a/b"]
+
+
 def test_an_empty_file_is_a_file(folder):
     (folder / "empty").write_bytes(b"")
     assert (folder / "empty").read_bytes() == b""

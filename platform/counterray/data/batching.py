@@ -10,6 +10,7 @@ import hashlib
 import io
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -76,9 +77,29 @@ def read_row_groups(dataset: Dataset, file: str, groups: list[int], columns: lis
         StorageError: If the shard cannot be read as Parquet.
     """
     location = dataset.location / file
+    with (
+        _readable(dataset, file),
+        pq.ParquetFile(location.path, filesystem=location.filesystem, pre_buffer=True) as parquet,
+    ):
+        return parquet.read_row_groups(groups, columns=columns)
+
+
+def row_group_rows(dataset: Dataset, file: str) -> list[int]:
+    """Number of rows of each row group of a Parquet file of the dataset.
+
+    Raises:
+        StorageError: If the file cannot be read as Parquet.
+    """
+    location = dataset.location / file
+    with _readable(dataset, file):
+        groups = pq.read_metadata(location.path, filesystem=location.filesystem)
+    return [groups.row_group(number).num_rows for number in range(groups.num_row_groups)]
+
+
+@contextmanager
+def _readable(dataset: Dataset, file: str) -> Iterator[None]:
     try:
-        with pq.ParquetFile(location.path, filesystem=location.filesystem, pre_buffer=True) as parquet:
-            return parquet.read_row_groups(groups, columns=columns)
+        yield
     except (pa.ArrowException, OSError) as error:
         raise StorageError(
             f"Shard {file} of {dataset.location.uri} cannot be read ({type(error).__name__}): it is "

@@ -1,4 +1,4 @@
-"""A dataset made from another, shard by shard: a Ray Data job that can be killed and run again.
+"""A dataset made from another, part by part: a Ray Data job that can be killed and run again.
 
 What refines reports, precomputes latents or drops studies reads a shard as a table and returns a table. The
 derived dataset has the same layout, so that all else reads it as any other.
@@ -7,43 +7,18 @@ derived dataset has the same layout, so that all else reads it as any other.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-import ray.data
+from typing import Any
 
 from counterray.bundle import code_version
-from counterray.config import ConfigError
-from counterray.data.batching import read_row_groups
-from counterray.data.dataset import ROW_GROUP_ROWS, SPLITS, Dataset, DatasetManifest, Shard
+from counterray.data.dataset import ROW_GROUP_ROWS, Dataset, DatasetManifest, Shard
+from counterray.data.derived_files import PARTS, file_parts, join, read_joined
+from counterray.data.derived_parts import MakeTransform, Part, write_parts
 from counterray.storage import Location, StorageError, resolve
 
-logger = logging.getLogger(__name__)
-
 _REQUEST = "index/derived.json"
-
-
-class Transform(Protocol):
-    """What a worker does with a shard; made once a worker, so that it may load weights."""
-
-    def __call__(self, studies: pa.Table, split: str) -> tuple[pa.Table, Mapping[str, Any]]:
-        """The derived studies (the same rows, in order), and plain JSON that counts what was done."""
-        ...
-
-
-class MakeTransform(Protocol):
-    """Makes a `Transform` in a worker; pickled to get there."""
-
-    def __call__(self) -> Transform:
-        """A transform that is ready to run."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -52,7 +27,8 @@ class Derived:
 
     Attributes:
         manifest: Of the derived dataset, not yet written: see `finish`.
-        counts: What each shard's transform counted, by split, in the order of the shards.
+        counts: What each part's transform counted: by split, in the order of the shards, and by the name of a
+            file beside the splits.
         out: The derived dataset's folder.
     """
 
@@ -74,6 +50,7 @@ def derive(
     *,
     kind: str,
     settings: Mapping[str, Any],
+    beside: Sequence[str] = (),
     cpus: float = 1,
     gpus: float = 0,
     workers: int = 1,
@@ -86,46 +63,41 @@ def derive(
         make: Makes the transform in each worker.
         kind: What is done, in one word such as ``refined``; part of the fingerprint and of errors.
         settings: All that decides the result, as plain JSON; part of the fingerprint.
+        beside: Parquet files in the dataset's folder, outside of its splits, that are derived too where they
+            are there.
         cpus: CPUs of a worker.
         gpus: GPUs of a worker.
         workers: Workers at most.
 
     Raises:
-        StorageError: If ``out`` holds something else, or a shard cannot be read or written.
+        StorageError: If ``out`` holds something else, or a file cannot be read or written.
+        BundleError, ConfigError: What ``make`` or a transform raised in a worker.
     """
     target = resolve(out)
     fingerprint = _claim(dataset, target, kind, settings)
-    tasks = [
-        {"split": split, "file": shard.file, "name": _name(shard, fingerprint)}
-        for split in SPLITS
-        for shard in dataset.manifest.shards.get(split, ())
-    ]
-    sizes = target.sizes()
-    there = [task["name"] for task in tasks if _index(task["name"]) in sizes]
-    done = {
-        name: found
-        for name, found in zip(there, _read_indexes(target, there), strict=True)
-        if sizes.get(found[0].file) == found[0].bytes
+    shards = {
+        split: [_shard_part(shard, split, fingerprint) for shard in group]
+        for split, group in dataset.manifest.shards.items()
     }
-    missing = [task for task in tasks if task["name"] not in done]
-    logger.info("%s: %d of %d shards are there already", kind, len(done), len(tasks))
-    for name in _run(dataset, target, missing, make, cpus=cpus, gpus=gpus, workers=workers):
-        [done[name]] = _read_indexes(target, [name])
-        logger.info("%s: %d of %d shards", kind, len(done), len(tasks))
-    shards: dict[str, list[Shard]] = {split: [] for split in dataset.manifest.shards}
-    counts: dict[str, list[Mapping[str, Any]]] = {split: [] for split in dataset.manifest.shards}
-    for task in tasks:
-        shard, counted = done[task["name"]]
-        shards[task["split"]].append(shard)
-        counts[task["split"]].append(counted)
+    files = {file: file_parts(dataset, file, fingerprint) for file in beside}
+    joined = {file: read_joined(target, file, parts) for file, parts in files.items() if parts}
+    unjoined = [file for file, counts in joined.items() if counts is None]
+    parts = [*(part for group in shards.values() for part in group)]
+    parts += [part for file in unjoined for part in files[file]]
+    done = write_parts(dataset, target, parts, make, kind=kind, cpus=cpus, gpus=gpus, workers=workers)
+    for file in unjoined:
+        joined[file] = join(target, file, files[file], done)
+    if joined:
+        (target / PARTS).delete()
     manifest = dataset.manifest.model_copy(
         update={
-            "shards": {split: tuple(group) for split, group in shards.items()},
+            "shards": {split: tuple(done[p.name][0] for p in group) for split, group in shards.items()},
             "fingerprint": fingerprint,
             "code_version": code_version(),
         }
     )
-    return Derived(manifest, counts, target)
+    counts = {split: [done[part.name][1] for part in group] for split, group in shards.items()}
+    return Derived(manifest, {**counts, **{file: found or () for file, found in joined.items()}}, target)
 
 
 def _claim(dataset: Dataset, target: Location, kind: str, settings: Mapping[str, Any]) -> str:
@@ -146,77 +118,9 @@ def _claim(dataset: Dataset, target: Location, kind: str, settings: Mapping[str,
     return fingerprint
 
 
-def _name(shard: Shard, fingerprint: str) -> str:
+def _shard_part(shard: Shard, split: str, fingerprint: str) -> Part:
     stem = shard.file.rsplit("/", 1)[-1].removeprefix("part-").split("-", 1)[0].removesuffix(".parquet")
     digest = hashlib.sha256(f"{fingerprint}{shard.file}{shard.sha256}".encode()).hexdigest()[:12]
-    return f"{stem}-{digest}"
-
-
-def _run(
-    dataset: Dataset,
-    target: Location,
-    tasks: Sequence[Mapping[str, str]],
-    make: MakeTransform,
-    *,
-    cpus: float,
-    gpus: float,
-    workers: int,
-) -> Iterator[str]:
-    """Names of the shards, as they are written."""
-    if not tasks:
-        return
-
-    class Worker:
-        def __init__(self) -> None:
-            self.transform: Transform | None = None
-
-        def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
-            try:
-                # With the first shard, as what fails in an actor's own making is told as its death.
-                self.transform = self.transform or make()
-                _write(dataset, target, task, self.transform)
-            except (ConfigError, StorageError) as error:
-                # Ray would keep of it only a traceback's text; the message is for the user.
-                return {"name": task["name"], "error": str(error)}
-            return {"name": task["name"], "error": ""}
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    results = ray.data.from_items([dict(task) for task in tasks], override_num_blocks=len(tasks)).map(
-        Worker,
-        num_cpus=cpus,
-        num_gpus=gpus,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(workers, len(tasks))),
-    )
-    for result in results.iter_rows():
-        if result["error"]:
-            raise StorageError(result["error"])
-        yield result["name"]
-
-
-def _write(dataset: Dataset, target: Location, task: Mapping[str, str], transform: Transform) -> None:
-    """Derives one shard; its index, written last, says that it is done."""
-    shard = next(s for s in dataset.manifest.shards[task["split"]] if s.file == task["file"])
-    groups = list(range(-(-shard.rows // ROW_GROUP_ROWS)))
-    table, counted = transform(read_row_groups(dataset, shard.file, groups, None), task["split"])
-    if len(table) != shard.rows:
-        raise AssertionError(f"A transform made {len(table)} of {shard.rows} rows; it must keep them.")
-    buffer = io.BytesIO()
-    few = [field.name for field in table.schema if pa.types.is_string(field.type) and "id" not in field.name]
-    pq.write_table(table, buffer, compression="zstd", row_group_size=ROW_GROUP_ROWS, use_dictionary=few)
-    data = buffer.getvalue()
-    file = f"{task['split']}/part-{task['name']}.parquet"
-    (target / file).write_bytes(data)
-    written = Shard(file=file, rows=len(table), bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    (target / _index(task["name"])).write_json({"shard": written.model_dump(), "counts": dict(counted)})
-
-
-def _index(name: str) -> str:
-    return f"index/{name}.json"
-
-
-def _read_indexes(target: Location, names: Sequence[str]) -> list[tuple[Shard, Mapping[str, Any]]]:
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        indexes = list(pool.map(lambda name: (target / _index(name)).read_json(), names))
-    return [(Shard.model_validate(index["shard"]), index["counts"]) for index in indexes]
+    name = f"{stem}-{digest}"
+    groups = tuple(range(-(-shard.rows // ROW_GROUP_ROWS)))
+    return Part(name, shard.file, groups, shard.rows, f"{split}/part-{name}.parquet", split)

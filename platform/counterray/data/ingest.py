@@ -21,7 +21,7 @@ import counterray
 from counterray.config import Config
 from counterray.data import chunks, summary
 from counterray.data.chunks import INDEX_SCHEMA, Chunk, Index
-from counterray.data.dataset import FORMAT, SPLITS, DatasetManifest, Shard
+from counterray.data.dataset import FORMAT, ROW_GROUP_ROWS, SPLITS, DatasetManifest, Shard
 from counterray.data.pixels import Fit
 from counterray.data.sources import AnySource, Listing, SourceError
 from counterray.data.sources.base import UNASSIGNED, is_file
@@ -376,7 +376,7 @@ def _write_reports(target: Location, reports: pa.Table, config: IngestConfig) ->
 
 def _write_parquet(place: Location, table: pa.Table) -> None:
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", row_group_size=ROW_GROUP_ROWS)
     place.write_bytes(buffer.getvalue())
 
 
