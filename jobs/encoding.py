@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from counterray.bundle import open_bundle
+from counterray.bundle import BundleError, open_bundle
 from counterray.data.dataset import open_dataset
 from counterray.data.derive import derive
 from counterray.models.gsvae.stages import load as load_gsvae
@@ -30,18 +31,21 @@ def encode(config: EncodeConfig, *, data: str, gsvae: str, text: str, out: str) 
         raise StorageError(
             f"The dataset at {dataset.location.uri} carries latents already. Encode its source."
         )
-    parents = {
-        "gsvae": open_bundle(gsvae).expect("gsvae"),
-        "text": open_bundle(text).expect("image_text_encoder"),
-    }
+    with _named("gsvae"):
+        parents = {"gsvae": open_bundle(gsvae).expect("gsvae")}
+    with _named("text"):
+        parents["text"] = open_bundle(text).expect("image_text_encoder")
     info = dataset.info()
 
     def text_encoder() -> Any:
-        return open_text_encoder(config.text, load_text(parents["text"]))
+        with _named("text"):
+            tower = load_text(parents["text"])
+        return open_text_encoder(config.text, tower)
 
     def make() -> LatentEncoder:
         device = torch.device("cuda" if config.gpus else "cpu")
-        network = load_gsvae(parents["gsvae"]).to(device)
+        with _named("gsvae"):
+            network = load_gsvae(parents["gsvae"]).to(device)
         return LatentEncoder(network, text_encoder().to(device), info, config)
 
     checksums = {role: bundle.checksum for role, bundle in parents.items()}
@@ -65,3 +69,12 @@ def encode(config: EncodeConfig, *, data: str, gsvae: str, text: str, out: str) 
         "prompts": sum(count["prompts"] for counts in derived.counts.values() for count in counts),
         "fingerprint": manifest.fingerprint,
     }
+
+
+@contextmanager
+def _named(option: str) -> Iterator[None]:
+    """A bundle's error, also a worker's, says which option gave the bundle."""
+    try:
+        yield
+    except BundleError as error:
+        raise BundleError(f"--{option}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,9 @@ import pytest
 import torch
 
 from counterray import catalog
-from counterray.bundle import Bundle, open_bundle
+from counterray.bundle import Bundle, BundleError, open_bundle
 from counterray.data.batching import LoaderConfig, read_batches, read_reports
 from counterray.data.dataset import Dataset, open_dataset
-from counterray.data.derive import derive
 from counterray.data.loader import make_plan, stream
 from counterray.models.gsvae.stages import load as load_gsvae
 from counterray.models.pathology_ldm.encoding import (
@@ -138,15 +138,16 @@ def test_a_folder_of_something_else_is_refused(
         encode(CONFIG.model_copy(update={"prompts": "labels"}), **given)
 
 
-def test_an_error_in_a_worker_is_told_in_its_own_words(phantom_dataset: Dataset, tmp_path: Path) -> None:
-    def make() -> Any:
-        def fail(studies: Any, split: str) -> Any:
-            raise StorageError("The disk is full.")
-
-        return fail
-
-    with pytest.raises(StorageError, match=r"The disk is full\."):
-        derive(phantom_dataset, str(tmp_path / "out"), make, kind="broken", settings={})
+def test_a_damaged_bundle_is_named_with_its_option(
+    phantom_dataset: Dataset, parents: dict[str, Bundle], tmp_path: Path
+) -> None:
+    """Only a worker reads the gsvae's weights."""
+    damaged = Path(shutil.copytree(parents["gsvae"].location.uri, tmp_path / "gsvae"))
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\1\2\3")
+    given = {**arguments(phantom_dataset, parents, tmp_path / "out"), "gsvae": str(damaged)}
+    with pytest.raises(BundleError, match=rf"^--gsvae: .*{damaged.name}.*model\.safetensors"):
+        encode(CONFIG, **given)
 
 
 def test_rare_findings_are_shown_more_often_and_the_order_is_the_same_every_time(

@@ -11,7 +11,7 @@ from pydantic import Field
 from tokenizers import Tokenizer
 from torch import nn
 
-from counterray.config import Config
+from counterray.config import Config, ConfigError
 from counterray.models.predictors.image_text import ImageTextEncoder
 from counterray.models.predictors.text import tokenize
 from counterray.nn.text import TextEncoder, TextStates
@@ -64,8 +64,8 @@ def open_text_encoder(
         judge: The image-text encoder whose tower ``tower`` is.
 
     Raises:
-        ConfigError: If a folder or a package that the encoder needs is missing.
-        ValueError: If the context is more than the encoder reads.
+        ConfigError: If a folder or a package that the encoder needs is missing, or the context is more than
+            it reads.
     """
     if isinstance(config, TowerText):
         return TowerTextEncoder(judge, context=config.context)
@@ -98,7 +98,7 @@ class TowerTextEncoder(nn.Module):
         super().__init__()
         most, self.width = judge.text.positions.weight.shape
         if context > most:
-            raise ValueError(
+            raise ConfigError(
                 f"text.context = {context}, but the text tower reads {most} tokens at most. Lower it, or "
                 "train the image-text encoder with a larger text.context."
             )
