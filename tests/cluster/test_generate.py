@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +26,7 @@ from counterray.storage import StorageError, resolve
 from jobs.generation.job import generate
 from jobs.generation.request import GenerateConfig, GenerationError
 from tests.cluster.bundles import bundle_of
-from tests.conftest import ROOT
+from tests.cluster.commands import command, finish, start
 from tests.small_gsvae import NETWORK
 from tests.small_pathology_ldm import ldm_bundle, parent_bundles
 
@@ -63,24 +60,9 @@ def contents(out: Path) -> dict[str, bytes]:
     }
 
 
-def command(model: str, data: str, out: str, *settings: str) -> list[str]:
-    line = [sys.executable, "-m", "jobs", "generate", "--model", model, "--data", data, "--out", out]
-    return [*line, "--from", "shuffled", "--json", *(part for text in settings for part in ("--set", text))]
-
-
-def start(line: list[str]) -> subprocess.Popen[str]:
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-    environment.pop("RAY_ADDRESS", None)
-    return subprocess.Popen(
-        line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def finish(line: list[str]) -> tuple[str, str]:
-    process = start(line)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors[-3000:]
-    return output, errors
+def line_of(model: str, data: str, out: str, *settings: str) -> list[str]:
+    places = ("--model", model, "--data", data, "--out", out, "--from", "shuffled")
+    return command("generate", *places, *(part for text in settings for part in ("--set", text)))
 
 
 def test_killed_half_way_and_run_again_gives_the_same_files_each_once(
@@ -89,7 +71,7 @@ def test_killed_half_way_and_run_again_gives_the_same_files_each_once(
     """SIGKILL to the driver; the job is run again as it was, and against one that was left alone."""
     data, out = phantom_dataset.location.uri, tmp_path / "killed"
     settings = {"split": "train", "donor": "shuffled", "chunk_images": 8, "samples": 2}
-    line = command(model, data, str(out), "split=train", "samples=2", "chunk_images=8")
+    line = line_of(model, data, str(out), "split=train", "samples=2", "chunk_images=8")
     process, end = start(line), time.monotonic() + 120
     while len(list((out / "images").glob("0*/provenance.parquet"))) < 10:
         assert process.poll() is None, process.communicate()[1][-3000:]
@@ -201,7 +183,7 @@ def test_images_go_to_s3_and_a_dead_bucket_is_named(
 ) -> None:
     bucket, data = make_bucket(), phantom_dataset.location.uri
     settings = ("studies=12", "chunk_images=5", "resources.workers=1")
-    output, _ = finish(command(model, data, f"{bucket}/made", *settings))
+    output, _ = finish(line_of(model, data, f"{bucket}/made", *settings))
     there = json.loads(output.splitlines()[-1])
     assert there["contact_sheet"] == f"{bucket}/made/contact_sheet.html"
     made = rows(f"{bucket}/made")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from counterray.bundle import BundleError, open_bundle
 from counterray.data.dataset import Dataset
 from counterray.storage import resolve
 from jobs.evaluation import EvaluateConfig, evaluate
+from tests.cluster.commands import command, finish, start
 from tests.cluster.runs import fit
 from tests.conftest import ROOT
 
@@ -34,25 +34,15 @@ SMALL = {
 }
 
 
-def command(job: str, *arguments: str, **settings: str) -> list[str]:
+def line_of(job: str, *arguments: str, **settings: str) -> list[str]:
     assignments = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-    return [sys.executable, "-m", "jobs", job, *arguments, *assignments, "--json"]
+    return command(job, *arguments, *assignments)
 
 
-def start(line: list[str]) -> subprocess.Popen[str]:
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
-    environment.pop("RAY_ADDRESS", None)
-    return subprocess.Popen(
-        line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def finish(line: list[str]) -> dict[str, Any]:
-    process = start(line)
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err[-3000:]
-    result: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return result
+def result(line: list[str]) -> dict[str, Any]:
+    output, _ = finish(line)
+    found: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return found
 
 
 def refusal(line: list[str]) -> str:
@@ -65,7 +55,7 @@ def refusal(line: list[str]) -> str:
 
 def train(data: str, out: str, *flags: str) -> list[str]:
     config = "jobs/configs/train/classifier_phantom.yaml"
-    return command("train", "--config", config, "--data", data, "--out", out, *flags, **SMALL)
+    return line_of("train", "--config", config, "--data", data, "--out", out, *flags, **SMALL)
 
 
 def kill_once_saved(line: list[str], out: str) -> None:
@@ -89,27 +79,27 @@ def test_s3_gives_what_a_disk_gives_also_after_the_driver_was_killed(
     places = {"disk": str(tmp_path), "s3": f"{bucket}/team"}
     phantom = {"source.studies": "600", "image_size": "32", "shard_rows": "300"}
     datasets = {
-        name: finish(command("ingest", "--source", "phantom", "--out", f"{place}/data", **phantom))
+        name: result(line_of("ingest", "--source", "phantom", "--out", f"{place}/data", **phantom))
         for name, place in places.items()
     }
     assert datasets["disk"]["fingerprint"] == datasets["s3"]["fingerprint"]
     assert datasets["s3"]["dataset"] == f"{bucket}/team/data"
 
-    whole = finish(train(datasets["disk"]["dataset"], f"{tmp_path}/run"))
+    whole = result(train(datasets["disk"]["dataset"], f"{tmp_path}/run"))
     out = f"{bucket}/team/run"
     line = train(datasets["s3"]["dataset"], out)
     kill_once_saved(line, out)
     assert not (resolve(out) / "bundle" / "manifest.json").exists()
     assert "Add --resume" in refusal(line)
-    resumed = finish([*line, "--resume"])
+    resumed = result([*line, "--resume"])
 
     assert resumed["bundle"] == f"{out}/bundle"
     assert resumed["metrics"] == whole["metrics"]
     ours, theirs = open_bundle(resumed["bundle"]).tensors(), open_bundle(whole["bundle"]).tensors()
     assert max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) == 0
 
-    scored = finish(
-        command(
+    scored = result(
+        line_of(
             "evaluate",
             "--model",
             f"{out}/bundle",
@@ -147,7 +137,7 @@ def test_bad_settings_and_places_are_one_clear_line(tmp_path: Path, make_bucket:
     assert "There is no dataset" in refusal(train(str(tmp_path), f"{tmp_path}/run"))
     bucket = make_bucket()
     assert f"{bucket}-gone" in refusal(
-        command("ingest", "--source", "phantom", "--out", f"{bucket}-gone/data", **{"source.studies": "8"})
+        line_of("ingest", "--source", "phantom", "--out", f"{bucket}-gone/data", **{"source.studies": "8"})
     )
 
 

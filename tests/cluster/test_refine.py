@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from counterray.reports.rules import RulesRefiner
 from counterray.reports.transform import RefineConfig
 from counterray.storage import StorageError, resolve
 from jobs.refinement import refine
-from tests.conftest import ROOT
+from tests.cluster.commands import command, finish, start
 from tests.llm_server import KEY, MODEL, Reply, by_rules, serving
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
@@ -114,20 +112,11 @@ def test_an_endpoint_s_answers_fallbacks_and_cache(phantom_dataset, tmp_path, mo
 
 
 def in_a_process(dataset: Dataset, out: Path, environment: dict[str, str], cache: Path) -> dict:
-    command = [sys.executable, "-m", "jobs", "refine", "--data", dataset.location.uri, "--out", str(out)]
-    command += ["--refiner", "llm", "--set", f"cache={cache}", "--set", "refiner.concurrency=4", "--json"]
-    done = subprocess.run(
-        command, cwd=ROOT, env=own_ray(environment), capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "pneumothorax" not in done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def own_ray(environment: dict[str, str]) -> dict[str, str]:
-    values = {**os.environ, "RAY_AUTH_MODE": "disabled", **environment}
-    values.pop("RAY_ADDRESS", None)
-    return values
+    options = ("--refiner", "llm", "--set", f"cache={cache}", "--set", "refiner.concurrency=4")
+    line = command("refine", "--data", dataset.location.uri, "--out", str(out), *options)
+    output, errors = finish(line, environment)
+    assert "pneumothorax" not in errors
+    return json.loads(output.splitlines()[-1])
 
 
 def test_what_cannot_be_refined_is_refused(phantom_dataset, tmp_path, monkeypatch):
@@ -146,8 +135,8 @@ def test_killed_half_way_and_run_again_gives_the_same(ray_cluster, tmp_path):
     settings = {"source": {"name": "phantom", "studies": 600}, "image_size": 32, "shard_rows": 20}
     ingest(validate(IngestConfig, settings), None, str(tmp_path / "data"))
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "jobs", "refine", "--data", str(tmp_path / "data"), "--out", str(out)]
-    process = subprocess.Popen(command, cwd=ROOT, env=own_ray({}), start_new_session=True)
+    line = command("refine", "--data", str(tmp_path / "data"), "--out", str(out))
+    process = start(line, start_new_session=True, stdout=None, stderr=None)
     try:
         while process.poll() is None and len(list((out / "index").glob("0*.json"))) < 3:
             time.sleep(0.01)
@@ -173,22 +162,8 @@ def test_from_s3_to_s3(phantom_dataset, tmp_path, make_bucket):
     source = resolve(f"{bucket}/data")
     for name in phantom_dataset.location.files():
         (source / name).write_bytes((phantom_dataset.location / name).read_bytes())
-    command = [
-        sys.executable,
-        "-m",
-        "jobs",
-        "refine",
-        "--data",
-        source.uri,
-        "--out",
-        f"{bucket}/out",
-        "--json",
-    ]
-    done = subprocess.run(
-        command, cwd=ROOT, env=own_ray({}), capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    output, _ = finish(command("refine", "--data", source.uri, "--out", f"{bucket}/out"))
     local = refine(RefineConfig(), data=phantom_dataset.location.uri, out=str(tmp_path / "local"))
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = json.loads(output.splitlines()[-1])
     assert result["fingerprint"] == local["fingerprint"]
     assert open_dataset(f"{bucket}/out").rows("train") == phantom_dataset.rows("train")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.cluster.commands import command, finish, start
 
 pytestmark = [pytest.mark.cluster, pytest.mark.experiment]
 
@@ -43,24 +40,14 @@ TINY = {
 }
 
 
-def command(out: Path) -> list[str]:
-    line = [sys.executable, "-m", "jobs", "reproduce", "--experiment", "causal_disentanglement"]
-    for name, value in TINY.items():
-        line += ["--set", f"{name}={json.dumps(value)}"]
-    return [*line, "--out", str(out), "--json"]
-
-
-def start(out: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
-    environment.pop("RAY_ADDRESS", None)
-    return subprocess.Popen(
-        command(out), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def line_of(out: Path) -> list[str]:
+    settings = [part for name, value in TINY.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+    return command("reproduce", "--experiment", "causal_disentanglement", *settings, "--out", str(out))
 
 
 def test_an_experiment_that_was_killed_goes_on_and_writes_its_tables(tmp_path: Path) -> None:
     first = tmp_path / "seed-0" / "judges" / "pathology" / "bundle" / "manifest.json"
-    process, end = start(tmp_path), time.monotonic() + 300
+    process, end = start(line_of(tmp_path)), time.monotonic() + 300
     while not first.exists():
         assert process.poll() is None, process.communicate()[1][-3000:]
         assert time.monotonic() < end
@@ -69,10 +56,8 @@ def test_an_experiment_that_was_killed_goes_on_and_writes_its_tables(tmp_path: P
     process.communicate()
     written = first.stat().st_mtime_ns
 
-    process = start(tmp_path)
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err[-3000:]
-    result = json.loads(out.splitlines()[-1])
+    output, _ = finish(line_of(tmp_path))
+    result = json.loads(output.splitlines()[-1])
 
     assert first.stat().st_mtime_ns == written
     tables = json.loads((tmp_path / "tables.json").read_text())
