@@ -27,7 +27,7 @@ from counterray.models.generator import Edit, Generator, image_seed
 from counterray.storage import Location, StorageError, publish
 from jobs.generation.editing import Edited, edit_rows, to_grey
 from jobs.generation.request import SHUFFLED, GenerateConfig, GenerationError, Request, parents_of
-from jobs.generation.selection import Chunk, read_batch, read_rows
+from jobs.generation.selection import Chunk, is_repeated, read_batch, read_rows
 
 ROWS_FILE = "provenance.parquet"
 """Written last: a chunk's folder counts once it is there."""
@@ -82,10 +82,18 @@ class ChunkWriter:
 
         Raises:
             EditError: If it does not know a finding that is asked for.
-            GenerationError: If the bundle is no generator, or of images of another size.
+            GenerationError: If the bundle is no generator, of images of another size, or would make the same
+                image several times.
         """
         self.generator = opened(self.bundle, self.dataset, self.config)
         self.config.edit().require(self.generator.finding_names)
+        if is_repeated(self.dataset, self.config) and (self.config.donor or not self.generator.seeded):
+            raise GenerationError(
+                f"samples={self.config.samples}, drawn={self.config.drawn}: some study would have several "
+                f"images, all the same, as what this {self.bundle.stage} makes does not depend on the seed. "
+                "Ask for one of each study, or, of a pathology_ldm, for words or findings with "
+                "--set generator.abduction.noise=fresh."
+            )
         return self
 
     def __call__(self, chunk: Chunk) -> dict[str, int]:

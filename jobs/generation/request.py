@@ -12,9 +12,8 @@ from pydantic import Field
 
 from counterray import __version__
 from counterray.bundle import Bundle
-from counterray.config import Config, ConfigError
+from counterray.config import Config, ConfigError, flatten
 from counterray.data.dataset import Dataset
-from counterray.data.sources.base import is_file
 from counterray.models.generator import Edit, Severity
 from counterray.storage import Location
 from counterray.training.run_folder import LOCK_FILE
@@ -73,7 +72,7 @@ class GenerateConfig(Config):
     generator: dict[str, Any] = Field(default_factory=dict)
     """Settings of the generator itself, where its stage has some, such as ``{sampler: {steps: 20}}``."""
     samples: int = Field(default=1, ge=1)
-    """Counterfactuals of each study, with a seed each."""
+    """Counterfactuals of each study, with a seed each; one where the generator's do not depend on it."""
     seed: int = Field(default=0, ge=0)
     """With the image and the number of the sample it fixes the noise of every image."""
     format: Literal["png", "dicom"] = "png"
@@ -161,7 +160,7 @@ def check_folder(target: Location, request: Request) -> None:
     Raises:
         GenerationError: If it holds something else, or what another request made.
     """
-    if is_file(target):
+    if target.is_file():
         raise GenerationError(f"--out {target.uri} is a file; give an empty or a new folder.")
     place = target / REQUEST_FILE
     if not place.exists():
@@ -174,7 +173,7 @@ def check_folder(target: Location, request: Request) -> None:
     before = place.read_json()
     if before.get("checksum") == request.checksum:
         return
-    old, new = _flat(before), _flat({"job": request.job, **request.content})
+    old, new = flatten(before), flatten({"job": request.job, **request.content})
     old.pop("checksum", None)
     changed = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
     differences = "; ".join(_difference(name, old.get(name), new.get(name)) for name in changed)
@@ -200,10 +199,3 @@ def _difference(name: str, old: Any, new: Any) -> str:
     if name.rpartition(".")[2] in _IDENTIFIERS:
         return f"{name} differs"
     return f"{name} was {old!r} and is {new!r}"
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat

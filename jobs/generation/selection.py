@@ -143,6 +143,11 @@ def as_batch(dataset: Dataset, table: pa.Table) -> Batch:
     return collate(decode(table, info, LoaderConfig(), masks=(), reports=True), info)
 
 
+def is_repeated(dataset: Dataset, config: GenerateConfig) -> bool:
+    """Whether some study has several samples."""
+    return config.samples > 1 or config.drawn > dataset.rows(config.split)
+
+
 def _chosen(dataset: Dataset, config: GenerateConfig) -> tuple[pa.Table, list[int]]:
     """The studies that are edited, in stored order, and the number of samples of each."""
     if config.drawn:

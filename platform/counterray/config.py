@@ -92,6 +92,16 @@ def _assign(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {key}: the value is not valid YAML: {shown}; put it in quotes.") from None
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name, as ``--set`` takes them."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        group = isinstance(value, Mapping) and value
+        flat.update(flatten(value, f"{name}.") if group else {name: value})
+    return flat
+
+
 def _explain(schema: type[BaseModel], detail: Any) -> str:
     *parents, last = [str(part) for part in detail["loc"]] or ["file"]
     if detail["type"] != "extra_forbidden":

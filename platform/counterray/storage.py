@@ -72,6 +72,11 @@ class Location:
         with self._translated("look up"):
             return bool(self._kind() != FileType.NotFound)
 
+    def is_file(self) -> bool:
+        """Whether a file, rather than a folder or nothing, is here; a missing bucket is an error."""
+        with self._translated("look up"):
+            return bool(self._kind() == FileType.File)
+
     def size(self) -> int:
         """Size of the file, in bytes."""
         with self._translated("read"):

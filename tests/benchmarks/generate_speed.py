@@ -6,7 +6,8 @@ The loop is what one writes with diffusers alone: for each edit, encode the imag
 under guidance through the stock DDIM scheduler, decode, save a PNG; it has all cores. Printed: images/s of
 the generator and of the loop one image at a time (goal: ratio >= 1), images/s of the whole job and of the
 loop, both from opening the bundle to the last file (goal: >= 2, from batches and abductions that are kept),
-and how far their images are apart. Without --model a bundle of the shipped sizes is made, untrained: speed
+and how far their images are apart. Both draw from fresh noise and keep no residual, as the loop's samples of
+one image would else be the same. Without --model a bundle of the shipped sizes is made, untrained: speed
 does not depend on the weights.
 """
 
@@ -50,6 +51,7 @@ from jobs.generation.request import GenerateConfig
 CORES = os.cpu_count() or 1
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs" / "train"
 PROMPT = "Moderate left pleural effusion."
+FRESH = {"abduction": {"noise": "fresh", "residual": False}}
 
 
 @torch.no_grad()
@@ -84,7 +86,7 @@ def plain_edit(model: PathologyLDM, image: Tensor, prompt: str, seed: int) -> Te
 
 def one_by_one(bundle: Bundle, batch: Batch, rounds: int) -> tuple[float, float, float]:
     """Images/s of the generator and of the loop at batch 1 (medians), and how far their images are apart."""
-    generator, model = open_generator(bundle), load(bundle)
+    generator, model = open_generator(bundle, settings=FRESH), load(bundle)
     ours: list[float] = []
     theirs: list[float] = []
     apart = 0.0
@@ -115,7 +117,7 @@ def plain_job(model: str, batch: Batch, samples: int, out: Path) -> float:
 
 def our_job(model: str, data: str, studies: int, samples: int, out: Path) -> float:
     """Images/s of ``generate``, which Ray is up for already."""
-    settings: dict[str, Any] = {"studies": studies, "samples": samples, "prompt": PROMPT}
+    settings: dict[str, Any] = {"studies": studies, "samples": samples, "prompt": PROMPT, "generator": FRESH}
     started = time.perf_counter()
     made = generate(validate(GenerateConfig, settings), model=model, data=data, out=str(out))
     return int(made["images"]) / (time.perf_counter() - started)

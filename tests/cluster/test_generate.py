@@ -70,8 +70,8 @@ def test_killed_half_way_and_run_again_gives_the_same_files_each_once(
 ) -> None:
     """SIGKILL to the driver; the job is run again as it was, and against one that was left alone."""
     data, out = phantom_dataset.location.uri, tmp_path / "killed"
-    settings = {"split": "train", "donor": "shuffled", "chunk_images": 8, "samples": 2}
-    line = line_of(model, data, str(out), "split=train", "samples=2", "chunk_images=8")
+    settings = {"split": "train", "donor": "shuffled", "chunk_images": 4}
+    line = line_of(model, data, str(out), "split=train", "chunk_images=4")
     process, end = start(line), time.monotonic() + 120
     while len(list((out / "images").glob("0*/provenance.parquet"))) < 10:
         assert process.poll() is None, process.communicate()[1][-3000:]
@@ -87,7 +87,7 @@ def test_killed_half_way_and_run_again_gives_the_same_files_each_once(
     output, errors = finish(line)
     assert f"{done} of" in errors or f"{done + 1} of" in errors, "what was there was kept"
     result = json.loads(output.splitlines()[-1])
-    assert result["images"] == 2 * phantom_dataset.rows("train")
+    assert result["images"] == phantom_dataset.rows("train")
     assert result["skipped"] == {}
 
     whole = generate(config(**settings), model=model, data=data, out=str(tmp_path / "whole"))
@@ -100,6 +100,15 @@ def test_killed_half_way_and_run_again_gives_the_same_files_each_once(
     assert not list((out / "images").glob(".*"))
     sheets = [folder / "contact_sheet.html" for folder in (out, tmp_path / "whole")]
     assert sheets[0].read_bytes() == sheets[1].read_bytes()
+
+
+def test_several_samples_that_would_be_one_image_are_refused(
+    phantom_dataset: Dataset, model: str, tmp_path: Path
+) -> None:
+    places = {"model": model, "data": phantom_dataset.location.uri, "out": str(tmp_path / "out")}
+    with pytest.raises(GenerationError, match=r"samples=2.*all the same.*abduction\.noise=fresh"):
+        generate(config(do={"finding.edema": 1}, samples=2), **places)
+    assert generate(config(do={"finding.edema": 1}, studies=2), **places)["images"] > 0
 
 
 def test_provenance_says_what_each_file_is_and_a_damaged_one_is_made_again(

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field, ValidationError
 
-from counterray.config import Config, ConfigError, load, validate
+from counterray.config import Config, ConfigError, flatten, load, validate
 
 
 class Optimizer(Config):
@@ -238,3 +238,14 @@ def test_dump_and_validate_are_inverse():
     config = Training(method=Diffusion(timesteps=7), stages=(Optimizer(lr=0.1),), by_name={"a": Optimizer()})
     assert validate(Training, config.model_dump()) == config
     assert validate(Training, config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    ("config", "flat"),
+    [
+        ({"a": {"b": 1, "c": {"d": "x"}}}, {"a.b": 1, "a.c.d": "x"}),
+        ({"a": {}, "l": [1, 2]}, {"a": {}, "l": [1, 2]}),
+    ],
+)
+def test_flat_settings(config, flat):
+    assert flatten(config) == flat

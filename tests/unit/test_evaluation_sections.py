@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 
-import pytest
 import torch
 
 from counterray.data.dataset import DatasetManifest
@@ -18,8 +17,8 @@ from counterray.evaluation.sections import (
     curves_section,
     dataset_section,
     findings_text,
-    flatten,
     instructive_rows,
+    provenance_section,
 )
 from counterray.evaluation.text_condition import TextCondition
 from counterray.evaluation.wording import words
@@ -225,12 +224,8 @@ def test_a_log_without_numbers_gives_no_curves() -> None:
     assert curves_section([]).shown == []
 
 
-@pytest.mark.parametrize(
-    ("config", "flat"),
-    [
-        ({"a": {"b": 1, "c": {"d": "x"}}}, {"a.b": "1", "a.c.d": "x"}),
-        ({"a": {}, "l": [1, 2]}, {"a": "{}", "l": "[1, 2]"}),
-    ],
-)
-def test_flat_config(config: dict[str, object], flat: dict[str, str]) -> None:
-    assert flatten(config) == flat
+def test_provenance_shows_bundles_and_flat_settings() -> None:
+    config = {"a": {"b": [1, 2], "c": "x"}}
+    [facts, settings] = provenance_section({"Seeds": "0"}, bundles={"judge": "3f"}, config=config).blocks
+    assert list(facts.items) == [("Seeds", "0"), ("Bundle judge", "3f")]
+    assert settings.items == [("a.b", "[1, 2]"), ("a.c", "x")]

@@ -192,6 +192,7 @@ class Brightener:
 
     image_size = 32
     finding_names = ("edema",)
+    seeded = True
 
     def __init__(self) -> None:
         self.sizes: list[int] = []

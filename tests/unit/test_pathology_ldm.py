@@ -266,6 +266,22 @@ def test_several_samples_of_an_image_are_encoded_once_and_equal_their_own_runs(b
     assert float((images[1] - alone[0]).abs().max()) < 1e-5
 
 
+def test_seeds_decide_only_where_noise_is_fresh_or_drawn_to_a_reference(bundle, batch):
+    edit, seeds = Edit(prompt="Mild bilateral edema."), torch.arange(8)
+    settings = {"sampler": {"scheduler": "ddim"}, "abduction": {"noise": "inverted"}}
+    for more, seeded in (
+        ({}, False),
+        ({"optimise": {"targets": "centroid"}}, False),
+        ({"optimise": {}}, True),
+    ):
+        assert generator_of(bundle, **settings, **more).seeded is seeded
+    inverted, fresh = generator_of(bundle, **settings), generator_of(bundle)
+    for generator in (inverted, fresh):
+        first, second = (generator.edit(batch, edit, seeds=seeds + shift) for shift in (0, 8))
+        assert torch.equal(first, second) is not generator.seeded
+    assert fresh.seeded
+
+
 def test_a_donor_gives_its_own_pathology_channel(bundle, batch):
     generator = generator_of(bundle)
     donor = batch.select(torch.arange(8).flip(0))

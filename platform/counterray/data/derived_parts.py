@@ -102,9 +102,11 @@ def write_parts(
     }
     missing = [part for part in parts if part.name not in done]
     logger.info("%s: %d of %d parts are there already", kind, len(done), len(parts))
-    for part in _run(dataset, target, missing, make, cpus=cpus, gpus=gpus, workers=workers):
+    written = _run(dataset, target, missing, make, cpus=cpus, gpus=gpus, workers=workers)
+    for count, part in enumerate(written, start=1):
         [done[part.name]] = _read_indexes(target, [part])
-        logger.info("%s: %d of %d parts", kind, len(done), len(parts))
+        if count == len(missing) or count % max(1, len(missing) // 10) == 0:
+            logger.info("%s: %d of %d parts", kind, len(done), len(parts))
     return done
 
 

@@ -18,13 +18,13 @@ import ray.data
 from pydantic import Field, ValidationInfo, field_validator
 
 import counterray
-from counterray.config import Config
+from counterray.config import Config, flatten
 from counterray.data import chunks, summary
 from counterray.data.chunks import INDEX_SCHEMA, Chunk, Index
 from counterray.data.dataset import FORMAT, ROW_GROUP_ROWS, SPLITS, DatasetManifest, Shard
 from counterray.data.pixels import Fit
 from counterray.data.sources import AnySource, Listing, SourceError
-from counterray.data.sources.base import UNASSIGNED, is_file
+from counterray.data.sources.base import UNASSIGNED
 from counterray.data.splits import SplitConfig, assign_splits
 from counterray.data.study import SCHEMA_VERSION
 from counterray.storage import Location, StorageError, resolve
@@ -126,7 +126,7 @@ def ingest(config: IngestConfig, root: str | None, out: str) -> DatasetManifest:
 
 def _check_folder(target: Location, config: IngestConfig) -> None:
     """Says why the folder cannot be this configuration's own, where it cannot."""
-    if is_file(target):
+    if target.is_file():
         raise IngestError(f"--out {target.uri} is a file; give an empty or a new folder.")
     place = target / _CONFIG_FILE
     wanted = config.model_dump(mode="json")
@@ -137,7 +137,7 @@ def _check_folder(target: Location, config: IngestConfig) -> None:
             )
         return
     known = place.read_json()
-    old, new = _flat(known), _flat(wanted)
+    old, new = flatten(known), flatten(wanted)
     changed = [key for key in sorted({*old, *new} - set(_HARMLESS)) if old.get(key) != new.get(key)]
     if changed:
         differences = "; ".join(f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in changed)
@@ -145,13 +145,6 @@ def _check_folder(target: Location, config: IngestConfig) -> None:
             f"{target.uri} was ingested with other settings: {differences}. Give --out another folder, or "
             "delete this one."
         )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
 
 
 def _prepared(listing: Listing, config: IngestConfig) -> tuple[pa.Table, dict[str, int]]:

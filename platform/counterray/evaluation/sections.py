@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from counterray.config import flatten
 from counterray.data.dataset import DatasetManifest
 from counterray.data.study import Batch
 from counterray.evaluation.charts import Line
@@ -191,13 +192,14 @@ def provenance_section(
         bundles: Role of each bundle to its checksum.
         config: The resolved configuration.
     """
+    settings: list[tuple[str, Cell]] = [(name, _plain(value)) for name, value in flatten(config).items()]
     return Section(
         "Provenance",
         [
             KeyValues(
                 [*facts.items(), *((f"Bundle {role}", checksum) for role, checksum in bundles.items())]
             ),
-            KeyValues(list(flatten(config).items()), caption="Resolved configuration", folded=True),
+            KeyValues(settings, caption="Resolved configuration", folded=True),
         ],
         "What it takes to repeat these numbers.",
     )
@@ -208,15 +210,8 @@ def limits_section(*paragraphs: str) -> Section:
     return Section("Limits", [Text([*LIMITS, *paragraphs])])
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Cell]:
-    """Nested settings by dotted name, as ``--set`` takes them."""
-    flat: dict[str, Cell] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value if isinstance(value, str) else json.dumps(value, default=str)
-    return flat
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _legend(title: str) -> Legend:

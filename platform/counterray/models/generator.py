@@ -76,10 +76,12 @@ class Generator(Protocol):
     Attributes:
         image_size: Edge of its images [px].
         finding_names: Findings that an edit may set.
+        seeded: Whether another seed makes another image; if not, several samples of an image are one.
     """
 
     image_size: int
     finding_names: tuple[str, ...]
+    seeded: bool
 
     def edit(self, batch: Batch, edit: Edit, *, seeds: Tensor, donor: Batch | None = None) -> Tensor:
         """Counterfactuals ``[B, 1, H, W]`` in [-1, 1].

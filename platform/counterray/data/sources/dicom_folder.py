@@ -16,16 +16,8 @@ from pydantic import SecretStr
 
 from counterray.data.dicom import decode_dicom, read_dicom
 from counterray.data.pixels import Fit
-from counterray.data.sources.base import (
-    UNASSIGNED,
-    Listing,
-    Source,
-    SourceError,
-    assemble,
-    list_files,
-    read_file,
-    record_table,
-)
+from counterray.data.sources.base import UNASSIGNED, Listing, Source, assemble, record_table
+from counterray.data.sources.files import SourceError, list_files, read_file
 from counterray.data.sources.values import or_none, parse_age, parse_positive, parse_sex
 from counterray.data.study import Study
 from counterray.storage import Location

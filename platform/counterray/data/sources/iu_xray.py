@@ -20,16 +20,14 @@ import pyarrow as pa
 
 from counterray.data.labels import FINDINGS, LabelMap, label_map
 from counterray.data.pixels import Rejection
-from counterray.data.sources.base import (
+from counterray.data.sources.base import Listing, Source, record_table
+from counterray.data.sources.files import (
     IMAGE_SUFFIXES,
-    Listing,
-    Source,
     SourceError,
     find_file,
     find_optional,
     list_files,
     read_csv,
-    record_table,
 )
 from counterray.storage import Location
 

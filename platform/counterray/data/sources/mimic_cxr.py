@@ -12,17 +12,14 @@ from typing import ClassVar, Literal
 import pandas as pd
 
 from counterray.data.labels import label_map
-from counterray.data.sources.base import (
+from counterray.data.sources.base import Listing, Source, record_table, rows_of
+from counterray.data.sources.files import (
     IMAGE_SUFFIXES,
-    Listing,
-    Source,
     SourceError,
     find_file,
     find_optional,
     list_files,
     read_csv,
-    record_table,
-    rows_of,
 )
 from counterray.data.sources.values import or_none, parse_sex, plausible_ages, years_between
 from counterray.storage import Location

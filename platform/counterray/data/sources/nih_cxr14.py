@@ -14,10 +14,9 @@ import pandas as pd
 
 from counterray.data.labels import label_map
 from counterray.data.pixels import Rejection
-from counterray.data.sources.base import (
+from counterray.data.sources.base import Listing, Source, record_table, shared
+from counterray.data.sources.files import (
     IMAGE_SUFFIXES,
-    Listing,
-    Source,
     SourceError,
     find_file,
     find_optional,
@@ -25,8 +24,6 @@ from counterray.data.sources.base import (
     parse_column,
     read_csv,
     read_text,
-    record_table,
-    shared,
 )
 from counterray.data.sources.values import parse_positive, parse_sex, plausible_ages
 from counterray.data.splits import TRAIN_VALIDATION

@@ -15,18 +15,8 @@ import pandas as pd
 
 from counterray.data.labels import label_map
 from counterray.data.pixels import Rejection
-from counterray.data.sources.base import (
-    IMAGE_SUFFIXES,
-    Listing,
-    Source,
-    SourceError,
-    find_file,
-    list_files,
-    read_csv,
-    record_table,
-    rows_of,
-    shared,
-)
+from counterray.data.sources.base import Listing, Source, record_table, rows_of, shared
+from counterray.data.sources.files import IMAGE_SUFFIXES, SourceError, find_file, list_files, read_csv
 from counterray.data.sources.values import or_none, parse_sex, plausible_ages, years_between
 from counterray.storage import Location
 

@@ -12,18 +12,8 @@ from pydantic import Field
 from counterray.config import Config
 from counterray.data.labels import FINDINGS, LabelMap, label_map, label_maps
 from counterray.data.pixels import Rejection
-from counterray.data.sources.base import (
-    Listing,
-    Source,
-    SourceError,
-    list_files,
-    parse_column,
-    read_csv,
-    read_parquet,
-    record_table,
-    rows_of,
-    shared,
-)
+from counterray.data.sources.base import Listing, Source, record_table, rows_of, shared
+from counterray.data.sources.files import SourceError, list_files, parse_column, read_csv, read_parquet
 from counterray.data.sources.values import or_none, parse_positive, parse_sex, plausible_ages
 from counterray.storage import Location
 

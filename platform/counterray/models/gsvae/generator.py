@@ -22,7 +22,7 @@ from counterray.models.gsvae.stages import GSVAEConfig, load
 
 
 class GSVAEGenerator:
-    """Implements `Generator` for a `gsvae` bundle; its edits are deterministic, so seeds change nothing.
+    """Implements `Generator` for a `gsvae` bundle.
 
     Args:
         bundle: A trained `gsvae`.
@@ -31,6 +31,7 @@ class GSVAEGenerator:
     """
 
     def __init__(self, bundle: Bundle, training: Iterable[Batch] = ()) -> None:
+        self.seeded = False
         self.device = generation_device()
         self.network = load(bundle).to(self.device)
         self.config = GSVAEConfig.model_validate(bundle.metadata["config"])

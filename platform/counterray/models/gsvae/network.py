@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from counterray.config import Config
 from counterray.models.gsvae.transformer import ChannelTransformer
-from counterray.nn.blocks import ResidualBlock, Upsample, normalization, parameter_dtype, require_images
+from counterray.nn.blocks import (
+    ResidualBlock,
+    Upsample,
+    channels_last,
+    normalization,
+    parameter_dtype,
+    require_images,
+)
 
 LOG_VARIANCE_RANGE = (-12.0, 8.0)
 """Bounds of a posterior's log-variance, so that its exponential is finite in every float type."""
@@ -112,14 +119,14 @@ class GSVAENetwork(nn.Module):
             ValueError: If ``image`` is not of the size that the network was made for.
         """
         require_images(image, self.image_size)
-        mean, log_variance = self.encoder(image.to(parameter_dtype(self))).float().chunk(2, dim=1)
+        mean, log_variance = self.encoder(channels_last(image, self)).float().chunk(2, dim=1)
         return mean, log_variance.clamp(*LOG_VARIANCE_RANGE)
 
     def decode(self, latent: Tensor, *, through_transformer: bool = True) -> Tensor:
         """The image ``[B, 1, H, W]``, float32, of ``latent`` ``[B, n, h, w]``."""
         latent = latent.to(parameter_dtype(self))
         interaction = self.transformer(latent) if through_transformer else latent
-        return torch.as_tensor(self.decoder(interaction)).float()
+        return torch.as_tensor(self.decoder(channels_last(interaction, self))).float()
 
     def predict_findings(self, latent: Tensor) -> Tensor:
         """Logits ``[B, F]``, float32, of the findings from the pathology channel alone."""

@@ -81,6 +81,9 @@ class PathologyLDMGenerator:
         self.prompts = self.config.prompts or prompt_source(bundle)
         self.image_size: int = self.model.image_size
         self.finding_names: tuple[str, ...] = tuple(bundle.metadata["finding_names"])
+        aims = self.config.optimise
+        drawn_to = aims is not None and aims.targets != "centroid"  # a reference that the seed chooses
+        self.seeded = self.model.abduction.noise == "fresh" or drawn_to
         self._training = training
         self._references: dict[tuple[str, ...], Tensor] = {}
 

@@ -22,7 +22,13 @@ from counterray.models.predictors.common import (
     export,
     require_built,
 )
-from counterray.nn.blocks import ResidualBlock, Upsample, normalization, parameter_dtype, require_images
+from counterray.nn.blocks import (
+    ResidualBlock,
+    Upsample,
+    channels_last,
+    normalization,
+    require_images,
+)
 from counterray.training.stage import Export, Losses, StageConfig
 
 
@@ -83,7 +89,7 @@ class Segmentor(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Logits ``[B, M, H, W]`` (float32) of images ``[B, 1, H, W]`` in [-1, 1]."""
         require_images(image, self.image_size)
-        hidden = self.stem(image.to(parameter_dtype(self)))
+        hidden = self.stem(channels_last(image, self))
         skips = []
         for down in self.down:
             hidden = down(hidden)
