@@ -12,6 +12,7 @@ from counterray.evaluation.report import Block, Card, Cards, Cell, Report, Secti
 from counterray.evaluation.sections import dataset_section, limits_section, provenance_section
 from counterray.evaluation.wording import SYNTHETIC_NOTICE, words
 from jobs.reproduction.experiment import Experiment
+from jobs.reproduction.pictures import pictures_section
 from jobs.reproduction.tables import (
     AUROC,
     FRECHET,
@@ -114,6 +115,7 @@ class Outcome:
             ),
             self._ablation(),
             self._counterfactuals(),
+            pictures_section(self.scores, {n: arm.label for n, arm in self.experiment.ablation.items()}),
             rare_section(self.rare),
             utility_section(self.utility),
             dataset_section(self.manifest),

@@ -18,6 +18,7 @@ from counterray.models.pathology_ldm.abduction import Abducted
 from counterray.models.pathology_ldm.generator import NoiseRefinement, text_editor
 from counterray.nn.text import TextStates
 from jobs.reproduction.bench import Bench, RareNoise, shows
+from jobs.reproduction.pictures import picture_rows
 
 _LAW_IMAGES = 8
 """Images for the laws of repeated editing, which none of the tables shows."""
@@ -27,7 +28,7 @@ def score_arm(bench: Bench) -> dict[str, Any]:
     """Every metric of "this patient with what that patient's prompt says" on the test split.
 
     Returns:
-        ``metrics`` by key, ``absent``: what could not be computed and why, ``studies``.
+        ``metrics`` by key, ``absent``: what could not be computed and why, ``studies``, ``pictures``.
     """
     bundles, scoring = bench.bundles(), bench.experiment.scoring
     test, training = bench.read("test", scoring.studies), bench.training()
@@ -55,6 +56,7 @@ def score_arm(bench: Bench) -> dict[str, Any]:
         "metrics": as_json(evaluation.metrics),
         "absent": dict(evaluation.absent),
         "studies": len(test),
+        "pictures": picture_rows(evaluation.counterfactuals),
     }
 
 

@@ -9,7 +9,10 @@ import torch
 
 from counterray.config import ConfigError
 from counterray.data.dataset import DatasetManifest
+from counterray.data.study import Batch
 from counterray.diffusion.noise_optimisation import NoiseOptimisationConfig
+from counterray.evaluation.counterfactuals import Counterfactuals
+from counterray.evaluation.pictures import grey_picture
 from counterray.models.generator import image_seed
 from counterray.models.pathology_ldm.generator import text_editor
 from counterray.models.pathology_ldm.stages import load
@@ -17,6 +20,7 @@ from jobs.pipeline import EncodeRun, StageRun
 from jobs.reproduction.bench import RareNoise, rare_findings, shows
 from jobs.reproduction.experiment import Arm, make_plan, read_experiment
 from jobs.reproduction.job import plain
+from jobs.reproduction.pictures import picture_rows, pictures_section
 from jobs.reproduction.rare import Asked, against_printed
 from jobs.reproduction.report import Outcome, bars_table
 from jobs.reproduction.scores import rare_refinement
@@ -193,9 +197,13 @@ def test_what_was_not_measured_is_neither_met_nor_missed():
 # Tables.
 
 
+PICTURES = {name: f"data:image/png;base64,{name}" for name in ("input", "made", "exact")}
+
+
 def scored(**values):
     """A seed's file of scores; ``__`` and ``_of_`` spell the brackets of a key."""
-    return {"metrics": {name: {"value": value} for name, value in values.items()}}
+    metrics = {name: {"value": value} for name, value in values.items()}
+    return {"metrics": metrics, "pictures": [{"caption": "clear; asked for: edema", **PICTURES}]}
 
 
 def seed_scores(frechet, auroc, error=0.03, no_edit=0.05, nearest=0.08, heart=0.04):
@@ -369,6 +377,41 @@ def test_the_page_shows_all_four_tables():
     assert "missed by 0.050" in page
     assert "0.811" in page
     assert "Algorithm 2, 20 iterations" in page
+
+
+def test_pictures_stand_between_input_and_truth_with_a_column_an_arm():
+    [grid] = pictures_section(outcome().scores, {"optimised": "L_P", "full": "all"}).blocks
+    assert grid.columns == ["Input", "L_P", "all", "Exact counterfactual"]
+    [row] = grid.rows
+    assert row.images == [PICTURES[name] for name in ("input", "made", "made", "exact")]
+
+
+@pytest.mark.parametrize("truth", [None, torch.ones(2, 1, 16, 16)])
+def test_pictures_say_what_was_asked_for_and_name_nobody(truth):
+    findings = torch.tensor([[0.0], [1.0]])
+    source, donor = (
+        Batch(
+            image=torch.zeros(2, 1, 16, 16),
+            attributes={},
+            findings=labels,
+            finding_mask=torch.ones(2, 1, dtype=torch.bool),
+            finding_names=("edema",),
+            image_ids=("SECRET-1", "SECRET-2"),
+            patient_ids=("SECRET-3", "SECRET-4"),
+        )
+        for labels in (findings, 1 - findings)
+    )
+    made = Counterfactuals(
+        source=source, donor=donor, image=source.image, reconstruction=source.image, exact=truth
+    )
+    rows = picture_rows(made)
+    assert [row["caption"] for row in rows] == [
+        "no finding; asked for: edema",
+        "edema; asked for: no finding",
+    ]
+    assert all(("exact" in row) is (truth is not None) for row in rows)
+    assert rows[0]["input"] == rows[0]["made"] == grey_picture(source.image[0])
+    assert "SECRET" not in json.dumps(rows)
 
 
 def test_a_part_without_the_full_arm_says_so():
