@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
 
-from counterray.data.dataset import open_dataset
+from counterray.data.dataset import DatasetManifest, open_dataset
 from counterray.data.derive import derive
+from counterray.data.labels import FINDINGS
 from counterray.reports.agreement import Agreement, combined, from_plain
 from counterray.reports.llm import LlmConfig, endpoint_from_environment
 from counterray.reports.transform import RefineConfig, RefineTransform, fallbacks
@@ -17,6 +18,8 @@ from counterray.storage import Location, StorageError, resolve
 
 _TEXTS = "reports.parquet"
 """Reports without an image."""
+
+_KNOWN = ("present", "absent", "uncertain")
 
 
 def refine(config: RefineConfig, *, data: str, out: str) -> Mapping[str, Any]:
@@ -63,8 +66,34 @@ def refine(config: RefineConfig, *, data: str, out: str) -> Mapping[str, Any]:
     aside = derived.out / "quarantine.parquet"
     if (dataset.location / "quarantine.parquet").exists() and not aside.exists():
         aside.write_bytes((dataset.location / "quarantine.parquet").read_bytes())
-    manifest = derived.finish(config={"refine": settings, "of": dataset.manifest.config})
+    changes = {} if config.labels == "keep" else relabelled(dataset.manifest, derived.counts)
+    manifest = derived.finish(config={"refine": settings, "of": dataset.manifest.config}, **changes)
     return _result(derived.out, reports, events, table, manifest.fingerprint)
+
+
+def relabelled(manifest: DatasetManifest, parts: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """What a manifest says of findings once reports have given labels.
+
+    Args:
+        manifest: Before.
+        parts: Split to what each part's transform counted.
+    """
+    counts = {}
+    for split, before in manifest.counts.items():
+        total: dict[str, Counter[str]] = {}
+        for part in parts[split]:
+            for name, found in part["labels"].items():
+                total.setdefault(name, Counter()).update(found)
+        # A part without any label of a finding does not count its images.
+        known = {name: sum(found[key] for key in _KNOWN) for name, found in total.items()}
+        findings = {
+            name: {**{key: total[name][key] for key in _KNOWN}, "unknown": before["studies"] - known[name]}
+            for name in FINDINGS
+            if name in total
+        }
+        counts[split] = {**before, "findings": findings}
+    labelled = {name for split in counts.values() for name in split["findings"]}
+    return {"counts": counts, "finding_names": tuple(name for name in FINDINGS if name in labelled)}
 
 
 def _result(

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -61,6 +62,23 @@ def test_the_phantom_end_to_end_and_its_idle_repetition(phantom_dataset, tmp_pat
     written = times(out)
     assert refine(RefineConfig(), data=phantom_dataset.location.uri, out=str(out)) == result
     assert times(out) == written
+
+
+def test_labels_from_reports_are_in_shards_and_manifest(phantom_dataset, tmp_path):
+    config = RefineConfig(labels="unmentioned_absent")
+    refine(config, data=phantom_dataset.location.uri, out=str(tmp_path))
+    before, after = phantom_dataset.manifest, open_dataset(str(tmp_path)).manifest
+    assert set(before.finding_names) < set(after.finding_names)
+    rows = studies(open_dataset(str(tmp_path))).values()
+    for split, counts in after.counts.items():
+        known = before.counts[split]["findings"]
+        assert {name: counts["findings"][name] for name in known} == known, "the source's labels stay"
+        assert {**counts, "findings": 0} == {**before.counts[split], "findings": 0}
+        for name, found in counts["findings"].items():
+            labels = Counter(row["findings"][name] for row in rows if row["split"] == split)
+            assert [found[key] for key in ("present", "absent", "uncertain", "unknown")] == [
+                labels[value] for value in (1, 0, -1, None)
+            ]
 
 
 @pytest.fixture(scope="module")

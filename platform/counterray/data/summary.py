@@ -47,6 +47,12 @@ def labelled_findings(rows: pa.Table) -> tuple[str, ...]:
     return tuple(name for name in FINDINGS if findings.field(name).null_count < len(findings))
 
 
+def finding_counts(rows: pa.Table) -> dict[str, dict[str, int]]:
+    """Finding with a label to its numbers of ``present``, ``absent``, ``uncertain`` and ``unknown``."""
+    findings = rows["findings"].combine_chunks()
+    return {name: _label_counts(findings.field(name)) for name in labelled_findings(rows)}
+
+
 def distinct(rows: pa.Table, column: str) -> tuple[str, ...]:
     """Sorted distinct entries of a list column."""
     return tuple(sorted(pc.unique(pc.list_flatten(rows[column])).to_pylist()))
@@ -59,11 +65,10 @@ def leaking_patients(rows: pa.Table) -> int:
 
 
 def _counts(rows: pa.Table) -> dict[str, Any]:
-    findings = rows["findings"].combine_chunks()
     return {
         "studies": len(rows),
         "patients": pc.count_distinct(rows["patient_id"]).as_py(),
-        "findings": {name: _label_counts(findings.field(name)) for name in labelled_findings(rows)},
+        "findings": finding_counts(rows),
         "sex": _value_counts(rows["sex"]),
         "age_band": _age_bands(rows["age"]),
     }

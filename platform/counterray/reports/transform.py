@@ -6,12 +6,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import Field
 
 from counterray.config import Config
+from counterray.data.summary import finding_counts
 from counterray.reports import llm
 from counterray.reports.agreement import agreement
 from counterray.reports.llm import Endpoint, LlmConfig
@@ -31,6 +32,10 @@ class RefineConfig(Config):
     """Which refiner, and its settings."""
     cache: str = ""
     """Folder or ``s3://`` URI of the llm refiner's answers; empty for ``cache`` in the new dataset."""
+    labels: Literal["keep", "mentioned", "unmentioned_absent"] = "keep"
+    """What becomes of labels that the source leaves open: ``keep`` leaves them so, ``mentioned`` takes them
+    from the report, ``unmentioned_absent`` also takes for absent what a report does not mention. Labels that
+    the source gives stay."""
     max_fell_back_fraction: float = Field(default=0.2, ge=0, le=1)
     """Share of a worker's reports that the llm refiner may leave to the rules; more is an error."""
 
@@ -43,6 +48,8 @@ class RefineConfig(Config):
         settings = {"refiner": self.refiner.name, "lexicon": hashlib.sha256(words).hexdigest()[:12]}
         if isinstance(self.refiner, LlmConfig) and endpoint is not None:
             settings |= {"model": endpoint.model, "instructions": llm.PROMPT_VERSION}
+        if self.labels != "keep":
+            settings |= {"labels": self.labels}
         return settings
 
 
@@ -59,7 +66,7 @@ class RefineTransform:
     """
 
     def __init__(self, config: RefineConfig, endpoint: Endpoint | None, cache: Location) -> None:
-        self._limit = config.max_fell_back_fraction
+        self._limit, self._labels = config.max_fell_back_fraction, config.labels
         self._refiner = make_refiner(config.refiner, endpoint, cache)
         self._seen = 0
 
@@ -72,8 +79,8 @@ class RefineTransform:
 
         Returns:
             The table with ``refined_report``, null where there is no report, and plain JSON: ``reports``,
-            the tally's ``events`` and the ``agreement`` with the labels, in which a report of several images
-            of a patient counts once.
+            the tally's ``events``, the ``agreement`` with the source's labels, in which a report of several
+            images of a patient counts once, and, where labels are taken from reports, the ``labels`` then.
 
         Raises:
             RefineError: If too many reports fell back, or the refiner cannot go on.
@@ -93,7 +100,23 @@ class RefineTransform:
             "events": dict(self._refiner.tally - before),
             "agreement": table.plain(),
         }
-        return _with_column(studies, pa.array(prompts, pa.string())), counts
+        studies = _with_column(studies, pa.array(prompts, pa.string()))
+        if self._labels != "keep":
+            filled = [
+                self._filled(known, refined[row].findings) if row in refined else known
+                for row, known in enumerate(labels)
+            ]
+            column = pa.array(filled, studies.schema.field("findings").type)
+            studies = studies.set_column(studies.schema.get_field_index("findings"), "findings", column)
+            counts["labels"] = finding_counts(studies)
+        return studies, counts
+
+    def _filled(self, known: Mapping[str, int | None], said: Mapping[str, int]) -> dict[str, int | None]:
+        """The labels of a study, those left open taken from what its report says."""
+        unmentioned = 0 if self._labels == "unmentioned_absent" else None
+        return {
+            name: said.get(name, unmentioned) if label is None else label for name, label in known.items()
+        }
 
     def _check_limit(self) -> None:
         causes = fallbacks(self._refiner.tally)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from counterray.config import validate
+from counterray.data.labels import FINDINGS
 from counterray.reports import llm
 from counterray.reports.llm import PROMPT_VERSION, Endpoint
 from counterray.reports.refine import RefineError
@@ -51,6 +52,25 @@ def test_a_column_that_is_there_is_replaced_at_its_place(tmp_path):
     refined, _ = RefineTransform(RefineConfig(), None, resolve(tmp_path))(before)
     assert refined.schema == before.schema
     assert refined["refined_report"].null_count == 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "fracture", "counted"),
+    [("mentioned", [None] * 5, {}), ("unmentioned_absent", [0, 0, 0, None, None], {"absent": 3})],
+)
+def test_labels_that_the_source_leaves_open_come_from_the_report(tmp_path, labels, fracture, counted):
+    nothing = dict.fromkeys(FINDINGS)
+    known = [{**nothing, "cardiomegaly": 0}, nothing, nothing, nothing, nothing]
+    types = pa.struct([(name, pa.int8()) for name in FINDINGS])
+    transform = RefineTransform(RefineConfig(labels=labels), None, resolve(tmp_path))
+    refined, counts = transform(table(findings=pa.array(known, types)))
+    column = {name: [row[name] for row in refined["findings"].to_pylist()] for name in FINDINGS}
+    assert column["cardiomegaly"][:2] == [0, 1], "the source's label stays, the open one is read"
+    assert column["edema"][2:] == [-1, None, None]
+    assert column["fracture"] == fracture
+    none = {"present": 0, "absent": 0, "uncertain": 0, "unknown": 2}
+    assert counts["labels"].get("fracture", {}) == ({**none, **counted} if counted else {})
+    assert json.loads(json.dumps(counts)) == counts
 
 
 @needs_openai
