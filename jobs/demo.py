@@ -14,7 +14,9 @@ CONFIGS = Path(__file__).parent / "configs" / "demo"
 
 
 def main(
-    data: Annotated[str, typer.Option(help="Which demo: phantom, or nih_cxr14 with --root.")] = "phantom",
+    data: Annotated[
+        str, typer.Option(help="Which demo: phantom, or nih_cxr14 or covid_cxr with --root.")
+    ] = "phantom",
     root: Annotated[str | None, typer.Option(help="Folder of the source in its official layout.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder or s3:// URI. Default: .local/demo/<data>.")] = None,
     address: Address = None,
