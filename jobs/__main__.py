@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from jobs import augment, demo, encode, evaluate, generate, ingest, refine, reproduce, train
+from jobs import augment, demo, encode, evaluate, generate, ingest, readings, refine, reproduce, train
 
 app = typer.Typer(
     name="python -m jobs",
@@ -25,6 +25,7 @@ app.command("refine")(refine.main)
 app.command("encode")(encode.main)
 app.command("train")(train.main)
 app.command("evaluate")(evaluate.main)
+app.command("readings")(readings.main)
 app.command("generate")(generate.main)
 app.command("augment")(augment.main)
 app.command("demo")(demo.main)

@@ -82,10 +82,10 @@ class RareEdits(Config):
     """m: reference images of the training split (the paper's 10)."""
     studies: int = Field(default=64, ge=2)
     """Test studies without the finding that are edited to show it."""
-    timed: int = Field(default=16, ge=1)
-    """Of these, how many Algorithm 2 as printed is timed on."""
-    printed_iterations: int = Field(default=320, ge=10)
-    """Iterations that Algorithm 2 as printed is given at most."""
+    timed: int = Field(default=8, ge=1)
+    """Of these, how many Algorithm 2 as printed is timed on, with the rarest finding."""
+    printed_time: float = Field(default=10, gt=0)
+    """Algorithm 2 as printed is given at least this many times our own time to be as near to its targets."""
 
 
 class Utility(Config):

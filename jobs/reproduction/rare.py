@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
 from copy import copy
 from typing import Any
 
@@ -19,39 +19,44 @@ from counterray.evaluation.features import extract_features, feature_judge
 from counterray.evaluation.judge import open_judge
 from counterray.evaluation.metric import Judge
 from counterray.models.generator import PREFIX, Edit, image_seed
-from counterray.models.pathology_ldm.prompts import edited_prompts, study_prompts
+from counterray.models.pathology_ldm.prompts import PromptSource, edited_prompts, study_prompts
 from counterray.nn.text import TextStates
 from jobs.reproduction.bench import Bench, RareNoise, shows
 
 FIRST_ITERATIONS = 10
-"""The first number of iterations after which Algorithm 2 as printed is looked at; then twice as many."""
+"""The first number of iterations that Algorithm 2 as printed is given; then twice as many."""
 
 
 def rare_edits(bench: Bench) -> dict[str, Any]:
     """Measures ``do finding=1`` for each rare finding on test studies without it.
 
-    Effectiveness is an AUROC of edited images against the same model's repainting of the same studies with
-    nothing changed; its ratio is to the AUROC of real images that the judge was not trained on. Diversity is
-    a ratio to such real images that show the finding.
+    Effectiveness is an AUROC of edited images against the same model's drawing of the same studies with what
+    their own prompt says, so that what drawing leaves behind is on both sides; its ratio is to the AUROC of
+    real images that the judge was not trained on. Diversity is a ratio to such real images that show the
+    finding.
 
     Returns:
         ``order``: the findings, the rarest first. ``findings``: name to ``without`` and ``with`` (both
-        ``auroc``, ``ratio``, ``diversity``, ``deviation``, ``distance``, ``seconds`` a sample), ``real``, and
-        ``printed``, see `against_printed`.
+        ``auroc``, ``ratio``, ``diversity``, ``deviation``, ``distance``, ``seconds`` a sample) and ``real``.
+        ``printed``: of the rarest, see `against_printed`.
     """
     bundles, settings = bench.bundles(), bench.experiment.rare
     noise = bench.rare_noise(bench.training())
     test, real = bench.read("test"), bench.unseen_by(bundles["classifier"])
     judge, features = open_judge(bundles["classifier"]), feature_judge(bundles["classifier"])
-    outcome = {}
-    for finding in noise.findings:
-        rows = shows(test, finding, 0)[: settings.studies]
-        asked = Asked(noise, finding, test.select(rows), bench)
-        outcome[finding] = {
-            **_compared(asked, judge, features, real),
-            "printed": against_printed(asked, samples=settings.timed, most=settings.printed_iterations),
-        }
-    return {"order": list(noise.findings), "findings": outcome}
+    asked = {
+        finding: Asked(noise, finding, test.select(shows(test, finding, 0)[: settings.studies]), bench)
+        for finding in noise.findings
+    }
+    return {
+        "order": list(noise.findings),
+        "findings": {
+            finding: _compared(each, judge, features, real, bench.prompts) for finding, each in asked.items()
+        },
+        "printed": against_printed(
+            asked[noise.findings[0]], samples=settings.timed, times=settings.printed_time
+        ),
+    }
 
 
 class Asked:
@@ -104,7 +109,9 @@ class Asked:
         return float(target_distance(self.rare.model.features(image), targets).mean())
 
 
-def _compared(asked: Asked, judge: Judge, features: Judge, real: Batch) -> dict[str, Any]:
+def _compared(
+    asked: Asked, judge: Judge, features: Judge, real: Batch, prompts: PromptSource
+) -> dict[str, Any]:
     finding, model = asked.finding, asked.rare.model
     column = judge.columns((finding,))[0]
 
@@ -115,7 +122,9 @@ def _compared(asked: Asked, judge: Judge, features: Judge, real: Batch) -> dict[
     reference = _area(score(present), score(absent))
     class_features = extract_features(features, present)
     with torch.no_grad():
-        unchanged = score(model.render(asked.patients, asked.patients.pathology))
+        own = model.prompts(study_prompts(asked.source, prompts))
+        redrawn = model.draw(own, noise=asked.initial, seeds=asked.seeds)
+        unchanged = score(model.render(asked.patients, redrawn))
     outcome: dict[str, Any] = {
         "real": {"auroc": reference, "positives": len(present), "negatives": len(absent)},
         "judge": judge.label,
@@ -138,7 +147,7 @@ def _compared(asked: Asked, judge: Judge, features: Judge, real: Batch) -> dict[
     return outcome
 
 
-def against_printed(asked: Asked, *, samples: int, most: int) -> dict[str, Any]:
+def against_printed(asked: Asked, *, samples: int, times: float) -> dict[str, Any]:
     """Times Algorithm 2 as printed until its images are as near to their targets as ours are.
 
     Both start from the same noise, have the same targets and the same step, and run on the same samples in
@@ -148,32 +157,35 @@ def against_printed(asked: Asked, *, samples: int, most: int) -> dict[str, Any]:
     Args:
         asked: The studies.
         samples: Of them, how many.
-        most: Iterations that it is given.
+        times: It is given this many times our seconds at least.
 
     Returns:
-        ``samples``; ``ours`` and ``as_printed`` (with its rule of stopping), each ``seconds`` a sample and
-        ``distance``; ``trace``: ``iterations``, ``seconds`` a sample, ``distance`` of each budget;
-        ``reached``: the first that is as near, or ``None``; ``times``: its seconds, or all that it was given,
-        over ours.
+        ``finding``; ``samples``; ``ours`` and ``as_printed`` (with its rule of stopping), each ``seconds`` a
+        sample and ``distance``; ``trace``: ``iterations``, ``seconds`` a sample, ``distance`` of each budget;
+        ``reached``: the first that is as near, or ``None``; ``times``: its seconds, or the longest that it
+        was given, over ours.
     """
     part = asked.first(samples)
     ours = part.rare.optimise
-    printed = ours.model_copy(update={"mode": "algorithm_2", "iterations": most})
+    printed = ours.model_copy(update={"mode": "algorithm_2"})
     part.noise(ours.model_copy(update={"iterations": 1}))  # the first call pays for memory
     goal = _timed(part, ours)
     trace: list[dict[str, float]] = []
-    reached = None
-    for budget in _budgets(most):
+    reached, budget = None, FIRST_ITERATIONS
+    while reached is None and (not trace or trace[-1]["seconds"] < times * goal["seconds"]):
         entry = _timed(part, printed.model_copy(update={"iterations": budget, "patience": budget}))
         trace.append({"iterations": budget, **entry})
         if entry["distance"] <= goal["distance"]:
             reached = trace[-1]
-            break
+        missing = times * goal["seconds"] / entry["seconds"]
+        budget = math.ceil(budget * min(2.0, 1.1 * missing))
+    most = int(trace[-1]["iterations"])
     return {
+        "finding": part.finding,
         "samples": len(part),
         "start": part.distance(part.image(part.initial)),
         "ours": goal,
-        "as_printed": _timed(part, printed),
+        "as_printed": _timed(part, printed.model_copy(update={"iterations": most})),
         "trace": trace,
         "reached": reached,
         "times": (reached or trace[-1])["seconds"] / goal["seconds"],
@@ -185,14 +197,6 @@ def _timed(asked: Asked, config: NoiseOptimisationConfig) -> dict[str, float]:
     noise = asked.noise(config)
     seconds = (time.perf_counter() - start) / len(asked)
     return {"seconds": seconds, "distance": asked.distance(asked.image(noise))}
-
-
-def _budgets(most: int) -> Iterator[int]:
-    budget = min(FIRST_ITERATIONS, most)
-    while budget < most:
-        yield budget
-        budget *= 2
-    yield most
 
 
 def _area(positive: Tensor, negative: Tensor) -> float:

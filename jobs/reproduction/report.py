@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -231,17 +231,17 @@ def rare_section(measured: Sequence[Measured]) -> Section:
             f"{words(finding)}: asked of {counts} that show it, of patients that the judge has not seen."
         )
         blocks.append(Table(["Images", *columns, "Seconds a sample"], rows, caption))
-        blocks.append(_printed_table(seeds))
+    if measured:
+        blocks.append(_printed_table([seed["printed"] for seed in measured]))
     return Section(
         "(c) Rare findings",
         blocks,
-        "Effectiveness against the same model's repainting of the same studies; diversity by mean distance "
-        "between two images' features.",
+        "Effectiveness against the same model's drawing of the same studies with their own prompts; "
+        "diversity by mean distance between two images' features.",
     )
 
 
-def _printed_table(seeds: Sequence[Mapping[str, Any]]) -> Table:
-    printed = [seed["printed"] for seed in seeds]
+def _printed_table(printed: Sequence[Mapping[str, Any]]) -> Table:
     rows: list[list[Cell]] = [
         [
             label,
@@ -252,7 +252,7 @@ def _printed_table(seeds: Sequence[Mapping[str, Any]]) -> Table:
     ]
     rows += [
         [
-            f"Algorithm 2, {entries[0]['iterations']} iterations",
+            f"Algorithm 2, {_range(int(entry['iterations']) for entry in entries)} iterations",
             _cell(Spread.of(entry["seconds"] for entry in entries)),
             _cell(Spread.of(entry["distance"] for entry in entries)),
         ]
@@ -261,10 +261,16 @@ def _printed_table(seeds: Sequence[Mapping[str, Any]]) -> Table:
     ]
     start = Spread.of(seed["start"] for seed in printed).text
     caption = (
-        f"Noise optimisation against Algorithm 2 as printed, {printed[0]['samples']} samples in one batch "
-        f"with the same noise, targets and step; distances of the images drawn in the end, {start} before."
+        f"Noise optimisation against Algorithm 2 as printed, {words(printed[0]['finding'])}, "
+        f"{printed[0]['samples']} samples in one batch with the same noise, targets and step; distances of "
+        f"the images drawn in the end, {start} before."
     )
     return Table(["Optimiser", "Seconds a sample", "Distance to target"], rows, caption)
+
+
+def _range(numbers: Iterable[int]) -> str:
+    first, *_, last = sorted([*numbers] * 2)
+    return str(first) if first == last else f"{first} to {last}"
 
 
 def utility_section(measured: Sequence[Measured]) -> Section:

@@ -22,7 +22,7 @@ TINY = {
     "scoring.minimum_positives": 2,
     "rare.studies": 6,
     "rare.timed": 2,
-    "rare.printed_iterations": 10,
+    "rare.printed_time": 1,
     "rare.optimise.iterations": 3,
     "rare.optimise.steps": 2,
     "downstream.synthetic": 4,

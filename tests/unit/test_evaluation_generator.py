@@ -147,6 +147,7 @@ def test_without_truth_or_judges_the_reasons_stand_in_their_place() -> None:
         "reconstruction_ssim",
         "reconstruction_psnr",
         "composition_error",
+        "redrawing_error",
         "reversibility_error",
     }
     assert set(evaluation.absent) == {
@@ -229,6 +230,18 @@ def test_laws_may_be_tried_on_fewer_images() -> None:
     counted = {metric.name: metric.n for metric in evaluation.metrics}
     assert counted["composition_error"] == counted["reversibility_error"] == 20
     assert counted["reconstruction_ssim"] == 60
+
+
+def test_a_law_that_holds_by_construction_says_so_and_redrawing_shows_what_an_edit_adds() -> None:
+    def brighter(image: Tensor, patient: Batch, target: Batch) -> Tensor:
+        return image if target is patient else image + 0.1
+
+    source = world()
+    evaluation = evaluate_counterfactuals(brighter, source, shuffled_donors(source), judges=Judges())
+    for name, subset in (("composition_error", "1 cycle"), ("reconstruction_ssim", "")):
+        assert evaluation.find(name, subset).note.startswith("exact by construction")
+    redrawn = evaluation.find("redrawing_error", "1 cycle")
+    assert (redrawn.value, redrawn.note) == (pytest.approx(0.05), "")
 
 
 def test_no_image_is_its_own_donor() -> None:

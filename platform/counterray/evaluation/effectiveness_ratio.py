@@ -83,7 +83,10 @@ def effectiveness_ratio(
     intervals = two_sample_bootstrap(statistic, patients(asked), patients(real), seed=seed)
     rarest = min(names, key=lambda name: prevalence[name])
     notes = [_macro_note([names[k] for k in group]) for group in groups.values()]
-    notes += [_note(name, prevalence[name], rarest) for name in names]
+    notes += [
+        _note(name, prevalence[name], rarest, [sample.positives(k) for sample in samples])
+        for k, name in enumerate(names)
+    ]
     return [
         Metric(
             name="effectiveness_ratio_macro" if k < len(groups) else "effectiveness_ratio",
@@ -113,6 +116,10 @@ class _Sample:
         """Positives or negatives, whichever are fewer."""
         labels: NDArray[np.bool_] = self.labels[self.known[:, finding], finding]
         return int(min(labels.sum(), (~labels).sum()))
+
+    def positives(self, finding: int) -> int:
+        """Rows that are known to show the finding."""
+        return int(self.labels[self.known[:, finding], finding].sum())
 
     def areas(self, rows: Rows) -> Floats:
         """AUROC of each finding among these rows."""
@@ -148,8 +155,9 @@ def _require_fit(
             )
 
 
-def _note(name: str, prevalence: float, rarest: str) -> str:
-    return f"prevalence {100 * prevalence:.2g} %" + ("; the rarest" if name == rarest else "")
+def _note(name: str, prevalence: float, rarest: str, positives: Sequence[int]) -> str:
+    shown = f"{positives[0]} asked for, {positives[1]} real; prevalence {100 * prevalence:.2g} %"
+    return shown + ("; the rarest" if name == rarest else "")
 
 
 def _macro_note(counted: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -22,10 +22,17 @@ from counterray.evaluation.image_sets import (
 from counterray.evaluation.intervals import summarise
 from counterray.evaluation.judged import area_metrics, finding_metrics, identity_metrics
 from counterray.evaluation.metric import Judge, Metric, UnscorableError
+from counterray.evaluation.pixel_error import mean_absolute_error
 from counterray.evaluation.psnr import psnr
 from counterray.evaluation.reversibility import reversibility
 from counterray.evaluation.settings import DEFAULTS, Settings
 from counterray.evaluation.ssim import ssim
+
+EXACT = "exact by construction: what an image shows is kept where nothing else is asked"
+"""Note of a law that holds whatever was learnt."""
+
+_ROUNDING = 1e-4
+"""Grey values, of the 2 between black and white, below which images are equal."""
 
 Exact = Callable[[Batch, Batch], Tensor | None]
 """Sources and donors to their exact counterfactuals ``[B, 1, H, W]`` in [-1, 1], ``None`` where unknown."""
@@ -185,17 +192,13 @@ def evaluate_counterfactuals(
 
 def _reconstruction(made: Counterfactuals, settings: Settings) -> list[Metric]:
     image, reference, who = made.reconstruction, made.source.image, patients(made.source)
-    seed = settings.seed
+    note = EXACT if float((image - reference).abs().max()) < _ROUNDING else ""
     return [
-        summarise("reconstruction_ssim", ssim(image, reference), patients=who, direction="higher", seed=seed),
-        summarise(
-            "reconstruction_psnr",
-            psnr(image, reference),
-            patients=who,
-            direction="higher",
-            unit="dB",
-            seed=seed,
-        ),
+        summarise(name, values, patients=who, direction="higher", unit=unit, note=note, seed=settings.seed)
+        for name, values, unit in (
+            ("reconstruction_ssim", ssim(image, reference), ""),
+            ("reconstruction_psnr", psnr(image, reference), "dB"),
+        )
     ]
 
 
@@ -208,6 +211,9 @@ def _laws(edit: Editor, made: Counterfactuals, settings: Settings) -> list[Metri
             errors.setdefault(("composition_error", cycle), []).append(error)
         for cycle, error in reversibility(edit, source, donor, cycles=settings.cycles).items():
             errors.setdefault(("reversibility_error", cycle), []).append(error)
+        # A copy, as an editor may tell the null intervention by its being the very patient.
+        again = edit(source.image, source, replace(source))
+        errors.setdefault(("redrawing_error", 1), []).append(mean_absolute_error(again, source.image))
     return [
         summarise(
             name,
@@ -216,6 +222,7 @@ def _laws(edit: Editor, made: Counterfactuals, settings: Settings) -> list[Metri
             direction="lower",
             subset="1 cycle" if cycle == 1 else f"{cycle} cycles",
             unit="of grey range",
+            note=EXACT if name == "composition_error" and float(torch.cat(parts).max()) < _ROUNDING else "",
             seed=settings.seed,
         )
         for (name, cycle), parts in sorted(errors.items())

@@ -59,6 +59,7 @@ QUESTIONS = {
         "reconstruction_ssim",
         "reconstruction_psnr",
         "composition_error",
+        "redrawing_error",
         "reversibility_error",
     ),
 }
@@ -119,6 +120,8 @@ MEANINGS = {
     "image, the share nearer to the training image; 50 % tells nothing about who was trained on.",
     "Composition error": "Mean absolute grey value difference, as a share of the range, between an "
     "image and its repainting when nothing was asked to change, after one and after several rounds.",
+    "Redrawing error": "The same difference when an image is asked, in words or from a donor, for what it "
+    "shows already, and is made anew; an edit adds at least this much.",
     "Reversibility error": "The same difference after an edit was done and undone.",
     "Reconstruction SSIM, PSNR": "Likeness of the repainted to the input image; higher is better.",
 }

@@ -61,8 +61,8 @@ def test_macro_averages_split_at_a_prevalence_of_five_percent() -> None:
     assert metrics["effectiveness_ratio_macro[common]"].value == 1.0
     assert metrics["effectiveness_ratio_macro[rare]"].value == pytest.approx(0.625)
     assert metrics["effectiveness_ratio_macro[rare]"].note == "mean over fracture, mass"
-    assert metrics["effectiveness_ratio[mass]"].note == "prevalence 1 %; the rarest"
-    assert metrics["effectiveness_ratio[fracture]"].note == "prevalence 4 %"
+    assert metrics["effectiveness_ratio[mass]"].note == "2 asked for, 2 real; prevalence 1 %; the rarest"
+    assert metrics["effectiveness_ratio[fracture]"].note == "2 asked for, 2 real; prevalence 4 %"
 
 
 def test_findings_with_few_images_are_left_out_of_the_averages() -> None:

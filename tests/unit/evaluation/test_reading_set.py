@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from counterray.data.study import Batch
 from counterray.evaluation.metric import Metric
 from counterray.evaluation.reading_set import export_reading_set, score_reading_set
 from counterray.storage import resolve
+from jobs.__main__ import app
 
 SALT = b"a salt for tests"
 
@@ -186,3 +189,21 @@ def test_bad_exports(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"items \(0\) must be 1 or more"):
         export(tmp_path, items=0)
     assert not (tmp_path / "set").exists()
+
+
+def test_the_job_scores_forms_and_says_which_file_is_missing(tmp_path: Path) -> None:
+    export(tmp_path)
+    form, runner = tmp_path / "filled.csv", CliRunner()
+    form.write_bytes(filled(tmp_path, lambda truth: {"synthetic": truth["synthetic"]}))
+    line = ["readings", "--key", str(tmp_path / "key.csv"), "--form", str(form), "--json"]
+    scored = runner.invoke(app, line)
+    assert scored.exit_code == 0, scored.output
+    found = json.loads(scored.stdout.splitlines()[-1])["metrics"]["reading_synthetic_found"]
+    assert (found["value"], found["n"] > 0) == (1.0, True)
+    missing = runner.invoke(app, [*line, "--form", str(tmp_path / "none.csv")])
+    assert missing.exit_code != 0
+    assert "There is no file" in missing.output
+    form.write_text("item\n1\n")
+    wrong = runner.invoke(app, line)
+    assert wrong.exit_code != 0
+    assert "column" in wrong.output

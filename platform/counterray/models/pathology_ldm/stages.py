@@ -65,6 +65,15 @@ class PathologyLDMConfig(StageConfig):
         self.abduction.require(self.sampler)
         return self
 
+    @model_validator(mode="after")
+    def _drift_that_does_something(self) -> PathologyLDMConfig:
+        if "auto" in (self.drift.value, self.drift.forward, self.drift.reverse):
+            raise ValueError(
+                "drift: auto is the mean that z_T has in training, which is 0 here, as z^n is standardised. "
+                "Give a number, or leave drift out."
+            )
+        return self
+
 
 @dataclass(frozen=True)
 class _Built:
@@ -130,9 +139,7 @@ class PathologyLDMStage:
             judge=judge,
             text=_text_encoder(described, judge),
             described=described,
-            # Standardised latents have mean 0, so that an automatic drift is 0 where the mean is what it
-            # undoes.
-            drift=resolve(config.drift, config.schedule, channels=1, latent_mean=torch.zeros(1)),
+            drift=resolve(config.drift, config.schedule, channels=1),
             parents=inputs,
             finding_names=data.finding_names,
         )
@@ -360,6 +367,6 @@ def load(bundle: Bundle) -> PathologyLDM:
         null=text.encode([""]),
     )
     denoiser.load_state_dict(bundle.tensors())
-    drift = resolve(config.drift, config.schedule, channels=1, latent_mean=torch.zeros(1))
+    drift = resolve(config.drift, config.schedule, channels=1)
     model = assemble(config, gsvae, judge, denoiser, drift=drift, text=text)
     return model.eval().requires_grad_(False)
