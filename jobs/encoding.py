@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,8 @@ from counterray.models.pathology_ldm.encoding import EncodeConfig, LatentEncoder
 from counterray.models.pathology_ldm.text import open_text_encoder, weights_checksum
 from counterray.models.predictors.image_text import load as load_text
 from counterray.storage import StorageError
+
+logger = logging.getLogger(__name__)
 
 
 def encode(config: EncodeConfig, *, data: str, gsvae: str, text: str, out: str) -> Mapping[str, Any]:
@@ -55,6 +58,17 @@ def encode(config: EncodeConfig, *, data: str, gsvae: str, text: str, out: str) 
     derived = derive(
         dataset, out, make, kind="encoded", settings=settings, gpus=config.gpus, workers=config.workers
     )
+    totals = {
+        name: sum(count[name] for counts in derived.counts.values() for count in counts)
+        for name in ("prompts", "full")
+    }
+    if totals["full"]:
+        logger.warning(
+            "%d of %d prompts fill all %d tokens of text.context; what they say beyond is not read",
+            totals["full"],
+            totals["prompts"],
+            config.text.context,
+        )
     if not sum(count["prompts"] for count in derived.counts["train"]):
         raise StorageError(
             f"prompts = {config.prompts}: no training study of {dataset.location.uri} has one. Run python -m "
@@ -66,7 +80,7 @@ def encode(config: EncodeConfig, *, data: str, gsvae: str, text: str, out: str) 
     return {
         "dataset": derived.out.uri,
         "studies": sum(dataset.rows(split) for split in derived.counts),
-        "prompts": sum(count["prompts"] for counts in derived.counts.values() for count in counts),
+        **totals,
         "fingerprint": manifest.fingerprint,
     }
 

@@ -37,8 +37,11 @@ def main(
 
 def _summary(result: Mapping[str, Any]) -> str:
     return "\n".join(
-        f"{name:44s} {m['value']:.3f} ({m['low']:.3f} to {m['high']:.3f}), n {m['n']}; {m['note']}"
-        if m["value"] is not None
-        else f"{name:44s} no answers"
+        f"{name:44s} {_shown(m['value'])} ({_shown(m['low'])} to {_shown(m['high'])}), n {m['n']}; "
+        f"{m['note']}"
         for name, m in result["metrics"].items()
     )
+
+
+def _shown(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"

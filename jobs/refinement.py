@@ -93,7 +93,12 @@ def relabelled(manifest: DatasetManifest, parts: Mapping[str, Sequence[Mapping[s
         }
         counts[split] = {**before, "findings": findings}
     labelled = {name for split in counts.values() for name in split["findings"]}
-    return {"counts": counts, "finding_names": tuple(name for name in FINDINGS if name in labelled)}
+    filled = sum(part["filled"] for split in manifest.counts for part in parts[split])
+    return {
+        "counts": counts,
+        "finding_names": tuple(name for name in FINDINGS if name in labelled),
+        "notes": {**manifest.notes, "labels_from_reports": filled},
+    }
 
 
 def _result(

@@ -9,17 +9,17 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from counterray.bundle import Bundle
-from counterray.config import Config, ConfigError
+from counterray.config import ConfigError
 from counterray.data.dataset import Dataset
 from counterray.evaluation.memorisation import NEAR_COPY_PERCENTILE
 from counterray.models.generator import PREFIX, Edit, Severity
-from jobs.generation.request import Request, WorkersConfig, make_request
+from jobs.generation.request import Request, WorkConfig, make_request
 
 _HARMLESS = ("resources", "attempts_per_study")
 """Settings that change no study: they may differ between two runs into the same folder."""
 
 
-class AugmentConfig(Config):
+class AugmentConfig(WorkConfig):
     """What to fill up, and what a synthetic study must pass."""
 
     targets: dict[str, float]
@@ -48,8 +48,6 @@ class AugmentConfig(Config):
     """Images of a chunk: the unit of parallel work and of resuming."""
     bank_studies: int = Field(default=2048, ge=1)
     """Training studies that a generator may take pathologies from, where it works so."""
-    resources: WorkersConfig = WorkersConfig()
-    """Where images are made."""
 
     @field_validator("targets")
     @classmethod

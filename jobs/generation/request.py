@@ -50,7 +50,14 @@ class WorkersConfig(Config):
     """Threads of torch's CPU operators in a worker."""
 
 
-class GenerateConfig(Config):
+class WorkConfig(Config):
+    """A job's settings that say where its images are made."""
+
+    resources: WorkersConfig = WorkersConfig()
+    """Where images are made."""
+
+
+class GenerateConfig(WorkConfig):
     """Which images to make. Exactly one of ``do``, ``prompt`` and ``donor`` says what they should show."""
 
     split: str = "test"
@@ -87,8 +94,6 @@ class GenerateConfig(Config):
     """Training studies that a generator may take pathologies from, where it works so."""
     contact_sheet: int = Field(default=48, ge=0, le=1000)
     """Images on the contact sheet at most."""
-    resources: WorkersConfig = WorkersConfig()
-    """Where images are made."""
 
     def edit(self) -> Edit:
         """What is asked of the generator.
@@ -134,7 +139,7 @@ class Request:
 
 
 def make_request(
-    job: str, bundle: Bundle, dataset: Dataset, config: Config, *, harmless: Collection[str] = _HARMLESS
+    job: str, bundle: Bundle, dataset: Dataset, config: WorkConfig, *, harmless: Collection[str] = _HARMLESS
 ) -> Request:
     """The request of a job; where bundle and dataset lie does not matter, what they are does."""
     return Request(
@@ -144,6 +149,7 @@ def make_request(
             "software": __version__,
             "model": {"stage": bundle.stage, "checksum": bundle.checksum, "parents": parents_of(bundle)},
             "data": dataset.manifest.fingerprint,
+            "device": "cuda" if config.resources.gpus_per_worker else "cpu",
             "config": config.model_dump(mode="json", exclude=set(harmless)),
         },
     )

@@ -110,7 +110,9 @@ def test_macro_auroc_takes_findings_with_enough_positives_and_names_the_others()
         minimum_positives=2,
     )
     assert (edema.value, rare.value, macro.value) == (0.75, 0.0, 0.75)
-    assert edema.note == "2 positives"
+    assert edema.note == "2 positives; too few for an interval"
+    assert math.isnan(edema.low)
+    assert math.isnan(edema.high)
     assert "1 of 2" in macro.note
     assert "rare thing" in macro.note
 

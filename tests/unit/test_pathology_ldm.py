@@ -194,7 +194,40 @@ def test_an_edit_changes_its_own_finding_and_keeps_what_else_is_said(batch):
     healthy = Edit(do={"finding.no_finding": 1.0})
     assert edited_prompts(sick, healthy, "refined_report") == ["No acute finding."]
     assert edited_prompts(sick, less, "labels") == ["Cardiomegaly."]
-    assert edited_prompts(sick, Edit(prompt="Any words."), "labels") == ["Any words."]
+    assert edited_prompts(sick, Edit(prompt="Any words."), "report") == ["Any words."]
+
+
+@pytest.mark.parametrize(
+    ("words", "read"),
+    [
+        ("there is a MODERATE effusion on the left", "Moderate left pleural effusion."),
+        ("Mild edema, no pneumothorax.", "Mild edema."),
+        ("No pleural effusion.", "No acute finding."),
+        ("Normal chest.", "No acute finding."),
+    ],
+)
+def test_words_are_read_as_reports_are(batch, words, read):
+    """The model has never read a denial: given the words as they are, it would draw what they deny."""
+    for source in ("refined_report", "labels"):
+        assert edited_prompts(batch, Edit(prompt=words), source) == [read] * len(batch)
+
+
+def test_words_that_say_nothing_of_a_finding_are_refused(batch):
+    with pytest.raises(EditError, match="nothing of a finding"):
+        edited_prompts(batch, Edit(prompt="Any words."), "refined_report")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"do": {"finding.no_finding": 1, "finding.edema": 1}}, "cannot show no finding and another"),
+        ({"do": {"finding.no_finding": 0}}, "does not say what to show"),
+        ({"do": {"finding.edema": 0}, "severity": "mild"}, "severity goes with a finding that is set to 1"),
+    ],
+)
+def test_edits_that_contradict_themselves_are_refused(asked, message):
+    with pytest.raises(EditError, match=message):
+        Edit(**asked)
 
 
 def test_a_study_without_text_keeps_what_its_labels_say(batch):

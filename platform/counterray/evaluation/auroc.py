@@ -10,11 +10,15 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from torch import Tensor
 
-from counterray.evaluation.intervals import Floats, patient_bootstrap
+from counterray.evaluation.intervals import Floats, Interval, patient_bootstrap
 from counterray.evaluation.metric import Direction, Metric, UnscorableError
 
 MINIMUM_POSITIVES = 50
 """Positives that a finding needs to count in the macro average: below, its interval spans about ±0.08."""
+
+
+FEWEST = 10
+"""Positives, and negatives, of an AUROC with an interval: the bootstrap's is far too narrow with fewer."""
 
 
 def auroc(scores: Floats, labels: NDArray[np.bool_]) -> float:
@@ -94,6 +98,10 @@ def auroc_metrics(
 
     point = statistic(np.arange(len(values)))
     intervals = patient_bootstrap(statistic, patients, seed=seed)
+    intervals = [
+        *(within(interval, min(count)) for interval, count in zip(intervals, counts, strict=False)),
+        intervals[-1],
+    ]
     metrics = [
         Metric(
             name=name,
@@ -121,13 +129,19 @@ def auroc_metrics(
     return [macro, *metrics]
 
 
+def within(interval: Interval, smallest: int) -> Interval:
+    """The interval, where there are at least `FEWEST` positives and negatives to have one."""
+    return interval if smallest >= FEWEST else Interval(math.nan, math.nan)
+
+
 def _masked(scores: Floats, labels: NDArray[np.bool_], known: NDArray[np.bool_]) -> float:
     return auroc(scores[known], labels[known])
 
 
 def _count_note(positives: int, negatives: int) -> str:
     if positives and negatives:
-        return f"{positives} positives"
+        few = "; too few for an interval" if min(positives, negatives) < FEWEST else ""
+        return f"{positives} positives{few}"
     return f"undefined: {positives} positives, {negatives} negatives"
 
 

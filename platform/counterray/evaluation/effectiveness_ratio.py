@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from counterray.data.study import Batch
-from counterray.evaluation.auroc import MINIMUM_POSITIVES, auroc
+from counterray.evaluation.auroc import FEWEST, MINIMUM_POSITIVES, auroc, within
 from counterray.evaluation.counterfactuals import patients
 from counterray.evaluation.intervals import Floats, Rows
 from counterray.evaluation.metric import Metric
 from counterray.evaluation.two_sample import two_sample_bootstrap
+
+_FEW = "; too few for an interval"
 
 COMMON = 0.05
 """Prevalence above which a finding counts as common."""
@@ -64,7 +66,9 @@ def effectiveness_ratio(
     names = asked.finding_names
     _require_fit(scores, asked, real_scores, real, prevalence)
     samples = (_Sample(scores, asked), _Sample(real_scores, real))
-    enough = [min(sample.smallest(k) for sample in samples) >= minimum_positives for k in range(len(names))]
+    smallest = [min(sample.smallest(k) for sample in samples) for k in range(len(names))]
+    # "No finding" is the absence of all others, and would count them twice.
+    enough = [smallest[k] >= minimum_positives and name != "no_finding" for k, name in enumerate(names)]
     groups = {
         "": [k for k in range(len(names)) if enough[k]],
         "common": [k for k in range(len(names)) if enough[k] and prevalence[names[k]] > COMMON],
@@ -81,10 +85,12 @@ def effectiveness_ratio(
     sizes = [len(sample.scores) for sample in samples]
     point = statistic(np.arange(sizes[0]), np.arange(sizes[1]))
     intervals = two_sample_bootstrap(statistic, patients(asked), patients(real), seed=seed)
+    own = [within(interval, few) for interval, few in zip(intervals[len(groups) :], smallest, strict=True)]
+    intervals = [*intervals[: len(groups)], *own]
     rarest = min(names, key=lambda name: prevalence[name])
     notes = [_macro_note([names[k] for k in group]) for group in groups.values()]
     notes += [
-        _note(name, prevalence[name], rarest, [sample.positives(k) for sample in samples])
+        _note(name, prevalence[name], rarest, [sample.positives(k) for sample in samples], smallest[k])
         for k, name in enumerate(names)
     ]
     return [
@@ -155,9 +161,9 @@ def _require_fit(
             )
 
 
-def _note(name: str, prevalence: float, rarest: str, positives: Sequence[int]) -> str:
+def _note(name: str, prevalence: float, rarest: str, positives: Sequence[int], smallest: int) -> str:
     shown = f"{positives[0]} asked for, {positives[1]} real; prevalence {100 * prevalence:.2g} %"
-    return shown + ("; the rarest" if name == rarest else "")
+    return shown + ("; the rarest" if name == rarest else "") + (_FEW if smallest < FEWEST else "")
 
 
 def _macro_note(counted: Sequence[str]) -> str:

@@ -141,7 +141,7 @@ def key_numbers_section(evaluation: Evaluation) -> Section:
         ("effectiveness_auroc_macro", "", "Shows the target pathology (macro AUROC)"),
         ("identity_top1", "", "Recognised as the same patient"),
         ("area_deviation", "heart", "Heart area off the exact by (median)"),
-        ("ground_truth_error", "", "Error against the exact counterfactual"),
+        ("ground_truth_error", "", f"Error against the exact counterfactual{_no_edit(evaluation)}"),
         ("effectiveness_ratio_macro", "", "AUROC, compared with real images (macro)"),
         ("near_copies", "", "Nearly a training image"),
         ("off_target_change", "", "Change of findings not asked for"),
@@ -149,6 +149,12 @@ def key_numbers_section(evaluation: Evaluation) -> Section:
     )
     found = ((evaluation.find(name, subset), label) for name, subset, label in wanted)
     return Section("Key numbers", [Cards([metric_card(m, label) for m, label in found if m is not None])])
+
+
+def _no_edit(evaluation: Evaluation) -> str:
+    """The same error without an edit, as no number for itself: most pixels are to stay."""
+    baseline = evaluation.find("ground_truth_error", "no edit")
+    return f" (no edit: {100 * baseline.value:.1f} %)" if baseline else ""
 
 
 def _effectiveness_chart(evaluation: Evaluation) -> list[Block]:

@@ -83,7 +83,7 @@ MEANINGS = {
     "judge reaches on real images (the most that can be asked) and what doing nothing would have scored.",
     "Effectiveness ratio": "The same AUROC as a share of what the judge reaches on real images; 1 is as good "
     "as real images. “Common” counts findings that more than 5 % of the training images show, “rare” the "
-    "others.",
+    "others; each with enough images to count, and never “no finding”.",
     "Generated F1, real F1": "How often the judge's yes or no is right, with thresholds that suit real "
     "validation images; 1 is best. Images that look unlike real ones lose here even where they are told "
     "apart.",

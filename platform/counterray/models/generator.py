@@ -52,6 +52,14 @@ class Edit:
             raise EditError("severity goes with do; write it into the prompt, or leave it out.")
         if self.severity not in get_args(Severity):
             raise EditError(f"severity = {self.severity!r} is none of: mild, moderate, severe.")
+        shown = {name for name, value in self.do.items() if value == 1}
+        nothing = self.do.get(f"{PREFIX}no_finding")
+        if nothing == 1 and len(shown) > 1:
+            raise EditError(f"do {' and '.join(sorted(shown))}: an image cannot show no finding and another.")
+        if nothing == 0 and not shown:
+            raise EditError(f"do {PREFIX}no_finding=0 does not say what to show: set a finding to 1.")
+        if self.severity and not shown:
+            raise EditError("severity goes with a finding that is set to 1; leave it out.")
         for name, value in self.do.items():
             if not name.startswith(PREFIX) or value not in (0.0, 1.0):
                 raise EditError(

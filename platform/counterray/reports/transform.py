@@ -109,6 +109,11 @@ class RefineTransform:
             column = pa.array(filled, studies.schema.field("findings").type)
             studies = studies.set_column(studies.schema.get_field_index("findings"), "findings", column)
             counts["labels"] = finding_counts(studies)
+            counts["filled"] = sum(
+                after[name] is not None and before[name] is None
+                for before, after in zip(labels, filled, strict=True)
+                for name in before
+            )
         return studies, counts
 
     def _filled(self, known: Mapping[str, int | None], said: Mapping[str, int]) -> dict[str, int | None]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,8 +62,14 @@ def test_macro_averages_split_at_a_prevalence_of_five_percent() -> None:
     assert metrics["effectiveness_ratio_macro[common]"].value == 1.0
     assert metrics["effectiveness_ratio_macro[rare]"].value == pytest.approx(0.625)
     assert metrics["effectiveness_ratio_macro[rare]"].note == "mean over fracture, mass"
-    assert metrics["effectiveness_ratio[mass]"].note == "2 asked for, 2 real; prevalence 1 %; the rarest"
-    assert metrics["effectiveness_ratio[fracture]"].note == "2 asked for, 2 real; prevalence 4 %"
+    assert (
+        metrics["effectiveness_ratio[mass]"].note
+        == "2 asked for, 2 real; prevalence 1 %; the rarest; too few for an interval"
+    )
+    assert (
+        metrics["effectiveness_ratio[fracture]"].note
+        == "2 asked for, 2 real; prevalence 4 %; too few for an interval"
+    )
 
 
 def test_findings_with_few_images_are_left_out_of_the_averages() -> None:
@@ -120,3 +127,19 @@ def test_real_images_that_the_judge_gets_all_wrong_allow_no_ratio() -> None:
     scores, asked, _, real = one_finding()
     wrong = torch.tensor([[0.8], [0.1], [0.7], [0.2]])
     assert math.isnan(measure(scores, asked, wrong, real)["effectiveness_ratio[edema]"].value)
+
+
+def test_no_finding_is_in_no_average_as_it_is_the_absence_of_the_others() -> None:
+    labels = torch.tensor([[0, 1], [0, 1], [1, 0], [1, 0]])
+    names = ("edema", "no_finding")
+    asked = replace(study(labels), finding_names=names)
+    scores = torch.tensor([[0.1, 0.5], [0.5, 0.5], [0.4, 0.5], [0.9, 0.5]])
+    prevalence = {"edema": 0.2, "no_finding": 0.5}
+    metrics = measure(scores, asked, labels.float(), asked, prevalence=prevalence)
+    assert metrics["effectiveness_ratio[no_finding]"].value == 0.5
+    assert (
+        metrics["effectiveness_ratio_macro"].value
+        == metrics["effectiveness_ratio_macro[common]"].value
+        == 0.75
+    )
+    assert metrics["effectiveness_ratio_macro"].note == "mean over edema"

@@ -15,8 +15,9 @@ from counterray.diffusion.sampling import SamplerConfig
 class AbductionConfig(Config):
     """What is kept of an image beside its identity channels. The defaults are the paper's: nothing.
 
-    With both kept, a prompt that says what the patient's own says gives back the very image, up to the
-    inversion's error, and what no prompt speaks of (scanner, texture, place of what is not named) stays.
+    With both kept and without guidance, a prompt that says what the patient's own says gives back the very
+    image, up to the inversion's error; guidance makes what is said plainer. What no prompt speaks of
+    (scanner, texture, place of what is not named) stays.
     """
 
     noise: Literal["fresh", "inverted"] = "fresh"

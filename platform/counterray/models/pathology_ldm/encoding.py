@@ -55,10 +55,13 @@ class LatentEncoder:
 
     @torch.no_grad()
     def __call__(self, studies: pa.Table, split: str) -> tuple[pa.Table, Mapping[str, Any]]:
-        """The studies with their tensors, and the counts that `tensor_infos` reads, and ``prompts``."""
+        """The studies with their tensors, and counts: those that `tensor_infos` reads, ``prompts``, ``full``.
+
+        A full prompt fills the encoder's context; what it says beyond is not read.
+        """
         columns = decode(studies, self.info, LoaderConfig(), masks=(), reports=True)
         parts: dict[str, list[NDArray[Any]]] = {name: [] for name in (PATHOLOGY, IDENTITY, STATES, PRESENT)}
-        prompts = 0
+        prompts = full = 0
         device = next(self.gsvae.parameters()).device
         for start in range(0, len(studies), self.config.batch_size):
             part = {name: values[start : start + self.config.batch_size] for name, values in columns.items()}
@@ -67,6 +70,7 @@ class LatentEncoder:
             texts = study_prompts(batch, self.config.prompts)
             prompts += sum(bool(text) for text in texts)
             states = self.text.encode(texts)
+            full += int(states.present.all(dim=1).sum())
             parts[PATHOLOGY].append(mean[:, -1:].cpu().numpy().astype(np.float16))
             parts[IDENTITY].append(mean[:, :-1].cpu().numpy().astype(np.float16))
             parts[STATES].append(states.states.cpu().numpy().astype(np.float16))
@@ -81,6 +85,7 @@ class LatentEncoder:
             "sum_squares": float(np.square(pathology).sum()),
             "shapes": {name: list(values[0].shape[1:]) for name, values in parts.items()},
             "prompts": prompts,
+            "full": full,
         }
 
 

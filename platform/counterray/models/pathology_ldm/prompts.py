@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
 
 from counterray.data.study import Batch
-from counterray.models.generator import PREFIX, Edit, edited_findings
+from counterray.models.generator import PREFIX, Edit, EditError, edited_findings
 from counterray.reports.refine import Mention, Refined, normalise
 from counterray.reports.rules import RulesRefiner
 
 PromptSource = Literal["refined_report", "report", "labels"]
 """Where prompts come from; a study without such a text has the empty prompt."""
+
+_NORMAL = re.compile(r"\b(no|not|normal|clear|unremarkable|healthy|without)\b", re.IGNORECASE)
+"""Words of which one is in every description of an image without a finding."""
 
 _SILENT = ("no_finding",)
 """Labels that follow from the others and are never said themselves."""
@@ -54,10 +58,14 @@ def edited_prompts(batch: Batch, edit: Edit, source: PromptSource) -> list[str]:
 
     What the study's text says of other findings (place and severity too) stays, or what its labels say where
     it has no text; a finding that is set to 1 takes the severity that the edit names, one that is set to 0 is
-    left out.
+    left out. Words are brought into the normal form of refined reports, unless the generator reads reports
+    as they are: it has never read a denial, and would draw what is denied.
+
+    Raises:
+        EditError: If words say nothing of any finding.
     """
     if edit.prompt:
-        return [edit.prompt] * len(batch)
+        return [edit.prompt if source == "report" else _normal_form(edit.prompt)] * len(batch)
     set_ = {name.removeprefix(PREFIX): value for name, value in edit.do.items()}
     added = [
         Mention(finding=name, severity=edit.severity)
@@ -75,6 +83,17 @@ def edited_prompts(batch: Batch, edit: Edit, source: PromptSource) -> list[str]:
         _in_words([*(m for m in refined.mentions if m.finding not in {*set_, *_SILENT}), *added])
         for refined in own
     ]
+
+
+def _normal_form(words: str) -> str:
+    [refined] = RulesRefiner().refine([words])
+    # Of what they cannot read, the rules say that it names nothing abnormal.
+    if all(m.finding == "no_finding" for m in refined.mentions) and not _NORMAL.search(words):
+        raise EditError(
+            "The prompt says nothing of a finding that can be read. Write it as a radiologist would, such as "
+            "'Moderate left pleural effusion.', or set findings with do."
+        )
+    return refined.prompt
 
 
 def _labelled(batch: Batch) -> list[Refined]:
