@@ -86,10 +86,11 @@ class ChunkWriter:
                 image several times.
         """
         self.generator = opened(self.bundle, self.dataset, self.config)
-        self.config.edit().require(self.generator.finding_names)
-        if is_repeated(self.dataset, self.config) and (self.config.donor or not self.generator.seeded):
+        edit = self.config.edit().require(self.generator.finding_names)
+        seeded = not self.config.donor and (self.generator.seeded or edit.anatomy_only)
+        if is_repeated(self.dataset, self.config) and not seeded:
             raise GenerationError(
-                f"samples={self.config.samples}, drawn={self.config.drawn}: some study would have several "
+                f"samples={self.config.samples}: every study would have several "
                 f"images, all the same, as what this {self.bundle.stage} makes does not depend on the seed. "
                 "Ask for one of each study, or, of a pathology_ldm, for words or findings with "
                 "--set generator.abduction.noise=fresh."

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from counterray.data.study import Batch
-from counterray.models.generator import Edit, Generator, NoMatchError
+from counterray.models.generator import Edit, Generator, NoMatchError, shows_already
 
 MOST_DETAIL = 300
 """Characters kept of why a row could not be edited."""
@@ -21,8 +21,8 @@ class Refusal:
     """Why one image could not be made.
 
     Attributes:
-        reason: ``no_match`` where the generator could not make this edit of this image, ``not_finite``
-            where it made no image.
+        reason: ``unchanged`` where the image shows already what is asked for, ``no_match`` where the
+            generator could not make this edit of this image, ``not_finite`` where it made no image.
         detail: What it said, without identifiers.
     """
 
@@ -73,6 +73,10 @@ def edit_rows(
     finite = image.isfinite().flatten(1).all(dim=1)
     for row in (~finite).nonzero().flatten().tolist():
         refusals.setdefault(row, Refusal("not_finite", "the generator made values that are not finite"))
+    if donor is None:
+        # It would be the patient's own image, under the name of a synthetic one.
+        for row in shows_already(batch, edit).nonzero().flatten().tolist():
+            refusals.setdefault(row, Refusal("unchanged", "the image shows already what is asked for"))
     return Edited(image, dict(sorted(refusals.items())))
 
 

@@ -67,7 +67,8 @@ class GenerateConfig(WorkConfig):
     image_ids: tuple[str, ...] = ()
     """Only these images of the split."""
     drawn: int = Field(default=0, ge=0)
-    """Anatomies to draw at random from the split, for images from text alone; 0 edits given studies."""
+    """Anatomies to draw at random from the split, for images from text alone; 0 edits given studies. The
+    anatomy is a patient's still: such images are synthetic, not anonymous."""
     do: dict[str, float] = Field(default_factory=dict)
     """Variable to value, together one intervention, such as ``{finding.edema: 1}``."""
     severity: Severity = ""
@@ -116,7 +117,7 @@ class GenerateConfig(WorkConfig):
                 "Images from text alone need a prompt, and draw their anatomies themselves: leave out "
                 "image_ids and studies."
             )
-        return Edit(do=self.do, prompt=self.prompt, severity=self.severity)
+        return Edit(do=self.do, prompt=self.prompt, severity=self.severity, anatomy_only=bool(self.drawn))
 
 
 @dataclass(frozen=True)

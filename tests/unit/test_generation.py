@@ -242,6 +242,17 @@ def test_an_image_that_is_not_finite_is_set_aside():
     assert {row: refusal.reason for row, refusal in made.refusals.items()} == {2: "not_finite"}
 
 
+def test_an_image_that_shows_already_what_is_asked_is_not_passed_on_as_synthetic():
+    batch = batch_with()
+    shown = batch.findings[:, batch.finding_names.index("edema")] == 1
+    assert 0 < int(shown.sum()) < len(batch)
+    made = edit_rows(
+        Brightener(), batch, Edit(do={"finding.edema": 1.0}), seeds=torch.zeros(8).long(), batch_size=8
+    )
+    assert [row in made.refusals for row in range(8)] == shown.tolist()
+    assert {refusal.reason for refusal in made.refusals.values()} == {"unchanged"}
+
+
 def test_an_edit_that_is_impossible_for_all_ends_the_job():
     with pytest.raises(EditError, match="no words"):
         edit_rows(Brightener(), batch_with(), Edit(prompt="edema"), seeds=torch.zeros(8).long(), batch_size=8)

@@ -315,6 +315,26 @@ def test_seeds_decide_only_where_noise_is_fresh_or_drawn_to_a_reference(bundle, 
     assert fresh.seeded
 
 
+def test_of_an_image_from_text_alone_only_the_anatomy_is_a_patient_s(bundle, batch):
+    settings = {"sampler": {"scheduler": "ddim"}, "abduction": {"noise": "inverted", "residual": True}}
+    edit, seeds = Edit(prompt="Mild bilateral edema.", anatomy_only=True), torch.arange(8)
+    alone = generator_of(bundle, **settings).edit(batch, edit, seeds=seeds)
+    fresh = generator_of(
+        bundle, sampler={"scheduler": "ddim"}, abduction={"residual": False, "noise": "fresh"}
+    )
+    assert torch.equal(alone, fresh.edit(batch, Edit(prompt=edit.prompt), seeds=seeds))
+    with pytest.raises(EditError, match="need words"):
+        Edit(do={"finding.edema": 1}, anatomy_only=True)
+
+
+def test_steps_that_no_schedule_has_are_refused_when_settings_are_read(bundle):
+    for settings in ({"sampler": {"scheduler": "ddim", "steps": 7}}, {"optimise": {"steps": 7}}):
+        with pytest.raises(ConfigError, match=r"steps = 7 must divide timesteps"):
+            generator_of(bundle, **settings)
+    with pytest.raises(ValueError, match=r"steps = 7 must divide timesteps"):
+        PathologyLDMConfig(sampler={"scheduler": "ddim", "steps": 7})
+
+
 def test_a_donor_gives_its_own_pathology_channel(bundle, batch):
     generator = generator_of(bundle)
     donor = batch.select(torch.arange(8).flip(0))
@@ -352,7 +372,7 @@ def test_optimising_needs_references(bundle, parents, batch):
     with pytest.raises(NoReferenceError, match=r"0 training images show cardiomegaly"):
         generator.edit(batch, Edit(prompt="Cardiomegaly."), seeds=torch.arange(8))
     with pytest.raises(EditError, match="needs a finding"):
-        generator.edit(batch, Edit(prompt="A chest."), seeds=torch.arange(8))
+        generator.edit(batch, Edit(prompt="A normal chest."), seeds=torch.arange(8))
 
 
 def test_the_text_editor_keeps_the_own_pathology_under_the_null_intervention(bundle, batch):

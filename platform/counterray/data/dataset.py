@@ -143,11 +143,13 @@ class Dataset:
         return sum(shard.rows for shard in self.manifest.shards.get(split, ()))
 
     def require_split(self, split: str) -> None:
-        """Raises if a split has no study.
+        """Raises if there is no such split, or it has no study.
 
         Raises:
             StorageError: With the splits that do have studies.
         """
+        if split not in SPLITS:
+            raise StorageError(f"There is no split {split!r}; splits are {', '.join(SPLITS)}.")
         if self.rows(split) == 0:
             present = ", ".join(name for name in SPLITS if self.rows(name)) or "none"
             raise StorageError(

@@ -39,15 +39,20 @@ class Edit:
         do: Variable to value, such as ``{"finding.edema": 1.0}``; what is not named stays as it is.
         prompt: What the image should show, in words.
         severity: Goes with ``do``: how marked the findings that are set to 1 should be.
+        anatomy_only: Goes with ``prompt``: of the image nothing but its anatomy is kept, so that what a model
+            else takes over of a patient's picture is drawn anew.
     """
 
     do: Mapping[str, float] = field(default_factory=dict)
     prompt: str = ""
     severity: Severity = ""
+    anatomy_only: bool = False
 
     def __post_init__(self) -> None:
         if self.do and self.prompt:
             raise EditError("An edit is by findings (do) or by words (prompt), not by both.")
+        if self.anatomy_only and not self.prompt:
+            raise EditError("Images from text alone need words that say what they show.")
         if self.severity and not self.do:
             raise EditError("severity goes with do; write it into the prompt, or leave it out.")
         if self.severity not in get_args(Severity):
@@ -143,6 +148,15 @@ def edited_findings(batch: Batch, edit: Edit) -> Tensor:
         position = names.index("no_finding")
         findings[:, position] = torch.where(changed, derived, findings[:, position])
     return findings
+
+
+def shows_already(batch: Batch, edit: Edit) -> Tensor:
+    """Rows ``[B]`` bool that show all that ``edit`` sets by findings alone: nothing of them is to change."""
+    if edit.prompt or edit.severity or not edit.do:
+        return torch.zeros(len(batch), dtype=torch.bool)
+    target = edited_findings(batch, edit)
+    known = batch.findings.where(batch.finding_mask, torch.nan)
+    return ~((target != known) & ~target.isnan()).any(dim=1).cpu()
 
 
 def parents_of_findings(batch: Batch, findings: Tensor) -> Values:

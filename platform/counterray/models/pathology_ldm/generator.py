@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from counterray.diffusion.noise_optimisation import (
     optimise_noise,
 )
 from counterray.diffusion.sampling import SamplerConfig
+from counterray.diffusion.schedule import sampling_scheduler
 from counterray.diffusion.targets import targets_for, typical_spread
-from counterray.models.generator import Edit, EditError, edited_findings, generation_device, image_seed
+from counterray.models.generator import Edit, EditError, generation_device, image_seed, shows_already
 from counterray.models.pathology_ldm.abduction import Abducted, AbductionConfig
 from counterray.models.pathology_ldm.model import PathologyLDM
 from counterray.models.pathology_ldm.prompts import PromptSource, edited_prompts, study_prompts
@@ -59,8 +61,11 @@ def open_model(bundle: Bundle, config: GenerationConfig) -> PathologyLDM:
     model.abduction = validate(AbductionConfig, {**model.abduction.model_dump(), **config.abduction})
     try:
         model.abduction.require(model.sampler)
+        sampling_scheduler(model.schedule, model.sampler.scheduler, model.sampler.steps)
+        if config.optimise is not None:
+            sampling_scheduler(model.schedule, "ddim", config.optimise.steps)
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(f"generator settings: {error}") from error
     return model
 
 
@@ -99,28 +104,25 @@ class PathologyLDMGenerator:
             NoReferenceError: If noise is to be optimised for what too few training images show.
         """
         patients = self._abducted(batch)
+        if edit.anatomy_only:
+            patients = replace(patients, residual=None)
         if donor is not None:
             return self.model.render(patients, self._abducted(donor).pathology).cpu()
         if not edit.do and not edit.prompt:
             raise EditError("An empty edit: give findings (do), words (prompt) or a donor.")
-        rows = self._to_draw(batch, edit.require(self.finding_names))
+        rows = (~shows_already(batch, edit.require(self.finding_names))).nonzero().flatten()
         pathology = patients.pathology
         if len(rows):
             pathology = pathology.clone()
             pathology[rows] = self._drawn(batch.select(rows), edit, patients.select(rows), seeds[rows])
         return self.model.render(patients, pathology).cpu()
 
-    def _to_draw(self, batch: Batch, edit: Edit) -> Tensor:
-        if edit.prompt or edit.severity:
-            return torch.arange(len(batch))
-        target = edited_findings(batch, edit)
-        known = batch.findings.where(batch.finding_mask, torch.nan)
-        changed = (target != known) & ~target.isnan()
-        return changed.any(dim=1).nonzero().flatten()
-
     def _drawn(self, batch: Batch, edit: Edit, patients: Abducted, seeds: Tensor) -> Tensor:
         condition = self.model.prompts(edited_prompts(batch, edit, self.prompts))
-        noise = self.model.initial(patients, study_prompts(batch, self.prompts), seeds)
+        if edit.anatomy_only:
+            noise = self.model.noise(seeds)
+        else:
+            noise = self.model.initial(patients, study_prompts(batch, self.prompts), seeds)
         if self.config.optimise is not None:
             references = self._features_of(_asked(edit))
             noise = optimised_noise(

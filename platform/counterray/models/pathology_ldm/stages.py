@@ -15,7 +15,12 @@ from counterray.data.dataset import DatasetInfo
 from counterray.data.study import Batch
 from counterray.diffusion.drift import Drift, DriftConfig, resolve
 from counterray.diffusion.sampling import SamplerConfig
-from counterray.diffusion.schedule import ScheduleConfig, denoising_loss, training_scheduler
+from counterray.diffusion.schedule import (
+    ScheduleConfig,
+    denoising_loss,
+    sampling_scheduler,
+    training_scheduler,
+)
 from counterray.diffusion.unet import DenoiserConfig
 from counterray.models.gsvae.network import GSVAENetwork
 from counterray.models.gsvae.stages import load as load_gsvae
@@ -61,8 +66,9 @@ class PathologyLDMConfig(StageConfig):
     """Studies of the validation split that are drawn anew from their prompts and judged."""
 
     @model_validator(mode="after")
-    def _invertible(self) -> PathologyLDMConfig:
+    def _sampler_that_can_run(self) -> PathologyLDMConfig:
         self.abduction.require(self.sampler)
+        sampling_scheduler(self.schedule, self.sampler.scheduler, self.sampler.steps)
         return self
 
     @model_validator(mode="after")
