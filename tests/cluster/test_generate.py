@@ -7,6 +7,7 @@ import io
 import json
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,11 +166,13 @@ def test_what_cannot_be_edited_is_listed_and_the_rest_is_made(
     result = generate(asked, model=model, data=phantom_dataset.location.uri, out=str(tmp_path))
     made, skipped = rows(tmp_path), rows(tmp_path, "skipped.parquet")
     assert result["images"] == len(made) > 0
-    assert result["skipped"] == {"no_match": len(skipped)}
-    assert skipped
+    counted = Counter(row["reason"] for row in skipped)
+    assert result["skipped"] == counted
+    assert counted.keys() == {"no_match", "unchanged"}
     assert len(made) + len(skipped) == phantom_dataset.rows("test")
     assert not {row["image_id"] for row in made} & {row["image_id"] for row in skipped}
-    assert all(row["file"] is None and "shows exactly" in row["detail"] for row in skipped)
+    said = {"no_match": "shows exactly", "unchanged": "shows already"}
+    assert all(row["file"] is None and said[row["reason"]] in row["detail"] for row in skipped)
 
 
 def test_requests_that_nothing_can_meet_leave_the_folder_free(
