@@ -149,6 +149,7 @@ def _generator_report(
         config=bundle.config,
         judges=by_judge,
         records={scored.stage: _training_log(scored) for scored in (bundle, *scorers)},
+        limits=_unchecked(bundle),
         condition=condition,
     )
     values = as_json(evaluation.metrics)
@@ -254,6 +255,18 @@ def _require_scorers(bundle: Bundle, scorers: Sequence[Bundle]) -> None:
     for role, parent, opened in _ancestors(bundle):
         for scorer in scorers:
             _require_apart(scorer, role, parent, opened)
+
+
+def _unchecked(bundle: Bundle) -> list[str]:
+    """What the report says of judges of the losses that are gone."""
+    gone = sorted({role for role, _, opened in _ancestors(bundle) if opened is None})
+    if not gone:
+        return []
+    return [
+        f"Whether the judges that score trained apart from the generator's {', '.join(gone)} was not "
+        "checked, as the bundle is no longer where it was: it may have seen the same patients, which would "
+        "flatter."
+    ]
 
 
 def _ancestors(bundle: Bundle) -> Iterator[tuple[str, Mapping[str, Any], Bundle | None]]:

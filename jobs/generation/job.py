@@ -20,7 +20,6 @@ from counterray.data.dataset import Dataset, open_dataset
 from counterray.data.dicom import decode_any
 from counterray.evaluation.contact_sheet import Tile, contact_sheet
 from counterray.evaluation.sections import findings_text
-from counterray.models.generator import EditError
 from counterray.storage import Location, resolve
 from counterray.training.run_folder import RunLock
 from jobs.generation.chunks import ROWS_FILE, ChunkWriter, describe, finished, parquet
@@ -77,7 +76,7 @@ def generate(config: GenerateConfig, *, model: str, data: str, out: str) -> Mapp
             writer = ChunkWriter(bundle, dataset, target, config, request, code_version())
             try:
                 _make(writer, missing)
-            except (EditError, GenerationError):
+            except Exception:
                 if not finished(target, chunks):  # so that a corrected request finds the folder free
                     (target / REQUEST_FILE).delete()
                 raise

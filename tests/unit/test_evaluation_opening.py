@@ -121,12 +121,12 @@ def test_a_gsvae_bundle_edits_with_the_donors_pathology(tmp_path: Path) -> None:
 
 def test_settings_reach_the_generator_that_has_some_and_are_refused_elsewhere(tmp_path: Path) -> None:
     ldm = ldm_bundle(tmp_path / "ldm", parent_bundles(tmp_path))
-    settings = {"sampler": {"steps": 3}, "abduction": {"noise": "inverted"}}
+    settings = {"sampler": {"steps": 4}, "abduction": {"noise": "inverted"}}
     made = open_generator(ldm, settings=settings)
     assert isinstance(made, PathologyLDMGenerator)
     assert made.model.abduction.noise == "inverted"
     own = load(ldm).sampler
-    assert made.model.sampler == own.model_copy(update={"steps": 3})
+    assert made.model.sampler == own.model_copy(update={"steps": 4})
     assert own.steps != 3
     edit = open_editor(ldm, {"prompts": "labels", "abduction": {"residual": True}})
     source = BATCH.select(torch.arange(2))

@@ -103,7 +103,7 @@ def _readable(dataset: Dataset, file: str) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         raise StorageError(
             f"Shard {file} of {dataset.location.uri} cannot be read ({type(error).__name__}): it is "
-            "damaged or gone. Delete it and run python -m jobs ingest again."
+            "damaged or gone. Delete it and run the job that made it again."
         ) from error
 
 

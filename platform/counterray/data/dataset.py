@@ -168,14 +168,14 @@ class Dataset:
         for shard, info in zip(shards, infos, strict=True):
             if info.type != FileType.File:
                 raise StorageError(
-                    f"Shard {shard.file} of {self.location.uri} is missing. Run python -m jobs ingest again: "
-                    "it writes what is missing."
+                    f"Shard {shard.file} of {self.location.uri} is missing. Run the job that made it "
+                    "again: it writes what is missing."
                 )
             if info.size != shard.bytes:
                 raise StorageError(
                     f"Shard {shard.file} of {self.location.uri} has {info.size} bytes; its manifest says "
-                    f"{shard.bytes}: it is truncated or was changed. Run python -m jobs ingest again after "
-                    "deleting it."
+                    f"{shard.bytes}: it is truncated or was changed. Delete it and run the job "
+                    "that made it again."
                 )
 
     def info(self, reports: tuple[str, ...] = ()) -> DatasetInfo:
@@ -206,8 +206,8 @@ def open_dataset(uri: str) -> Dataset:
     target = location / "manifest.json"
     if not target.exists():
         raise StorageError(
-            f"There is no dataset at {location.uri}: manifest.json is missing. It is written when an ingest "
-            "ends; run (or run again) python -m jobs ingest."
+            f"There is no dataset at {location.uri}: manifest.json is missing. It is written when the job "
+            "that makes the dataset ends: run python -m jobs ingest (refine, encode), or run it again."
         )
     try:
         manifest = DatasetManifest.model_validate(target.read_json())

@@ -56,6 +56,9 @@ def dataset_section(manifest: DatasetManifest) -> Section:
         f"Source {manifest.source}, images of {manifest.image_size} × {manifest.image_size} px. "
         f"{sum(manifest.quarantined.values())} images were set aside."
     )
+    read = manifest.notes.get("labels_from_reports", 0)
+    if read:
+        lead += f" {read} labels are what reports were read to say, not what a reader of the images said."
     return Section("Dataset", blocks, lead)
 
 
