@@ -120,9 +120,7 @@ class CounterfactualScores:
             AuditError: If the attribute has one level, or a level or the whole too few patients.
         """
         patients = encoded_patients(self.patients, size=len(self))
-        checked_groups(
-            self.attribute, self.own, self.levels, patients, minimum_patients=minimum_patients
-        )
+        checked_groups(self.attribute, self.own, self.levels, patients, minimum_patients=minimum_patients)
         return patients
 
     def problems(self) -> dict[int, str]:
