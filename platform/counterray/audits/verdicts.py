@@ -8,9 +8,9 @@ from typing import Literal
 from counterray.audits.gates import Gate
 
 Verdict = Literal["invariant", "depends", "inconclusive", "cannot_tell"]
-"""``invariant``: equivalent within the margins. ``depends``: the attribute moves the scores, beyond what null
-interventions do and beyond the margins' reach of proof. ``inconclusive``: neither could be shown with this many
-patients. ``cannot_tell``: the generator is not fit to answer."""
+"""``invariant``: equivalent within the margins. ``depends``: the attribute moves the scores beyond what null
+interventions do, and not provably by less than the margins. ``inconclusive``: neither could be shown with so
+many patients. ``cannot_tell``: the generator is not fit to answer."""
 
 
 def pair_verdict(
