@@ -83,13 +83,12 @@ class ClusteredMeans:
         """
         root = math.sqrt(self.patients)
         distance = self.mean - bound
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = distance / (self.error * root)
+        ratio = distance / np.where(self.error > 0, self.error * root, 1.0)
         gamma = self.skewness
         transformed = root * (
             ratio + gamma * ratio**2 / 3 + gamma**2 * ratio**3 / 27 + gamma / (6 * self.patients)
         )
-        p = student.sf(np.where(self.error > 0, transformed, 0.0), self.patients - 1)
+        p = student.sf(transformed, self.patients - 1)
         return np.where(self.error > 0, p, np.where(distance > 0, 0.0, 1.0))
 
     def p_less(self, bound: float | Floats) -> Floats:

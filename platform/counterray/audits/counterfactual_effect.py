@@ -1,8 +1,8 @@
 """Does the attribute move the classifier? Effects of interventions, calibrated by null interventions.
 
-For individuals whose images were generated at every level of an attribute, from the same abducted noise: how
-much scores and decisions move, which errors that causes, whether it is more than the generator does by itself,
-whether it is provably less than a margin, and whether the generator is fit to say any of it.
+For individuals whose images were generated at every level of an attribute, from the same abducted noise:
+how much scores and decisions move, which errors that causes, whether it is more than the generator does by
+itself, whether it is provably less than a margin, and whether the generator is fit to say any of it.
 """
 
 from __future__ import annotations

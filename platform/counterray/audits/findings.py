@@ -153,8 +153,8 @@ class EffectAudit:
                 )
             case "inconclusive":
                 return (
-                    f"Inconclusive: {seen}. An effect of {_number(finding.detectable_effect)} could have been "
-                    f"found with {self.patients} patients; showing invariance takes about "
+                    f"Inconclusive: {seen}. An effect of {_number(finding.detectable_effect)} could have "
+                    f"been found with {self.patients} patients; showing invariance takes about "
                     f"{finding.patients_for_equivalence:.0f}."
                 )
 
