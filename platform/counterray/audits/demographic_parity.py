@@ -32,8 +32,8 @@ def demographic_parity(
 ) -> GroupGap:
     """``P(Ŷ = 1 | A = a) = P(Ŷ = 1 | A = a')``: difference of 0 is parity.
 
-    It is about association: groups may differ because they are differently ill, and a classifier that leans on
-    the attribute may still have equal rates.
+    It is about association: groups may differ because they are differently ill, and a classifier that leans
+    on the attribute may still have equal rates.
 
     Args:
         decisions: ``[N]``, true where the finding is called.

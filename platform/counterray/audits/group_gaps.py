@@ -18,8 +18,8 @@ from counterray.audits.multiplicity import holm
 from counterray.evaluation.intervals import Floats
 
 Reading = Literal["corrected", "as_shipped"]
-"""``corrected`` is what the paper means; ``as_shipped`` is what its published code computes, kept to reproduce
-its numbers."""
+"""``corrected`` is what the paper means; ``as_shipped`` is what its published code computes, kept to
+reproduce its numbers."""
 
 AS_SHIPPED_DRAWS = 1000
 """Values that the published code draws with replacement from each group, whatever the group's size."""
