@@ -31,8 +31,8 @@ LEVELS = ("a0", "a1")
 """Names of the two levels of A."""
 
 _BALANCE = 0.2
-"""Least share of either label in a corrected world: with the paper's constants lost, the shipped ones leave some
-draws without a positive."""
+"""Least share of either label in a corrected world: with the paper's constants lost, the shipped ones leave
+some draws without a positive."""
 
 
 class WorldConfig(Config):
@@ -41,9 +41,9 @@ class WorldConfig(Config):
     name: WorldName
     """Which label function."""
     reading: Literal["corrected", "as_shipped"] = "corrected"
-    """``corrected``: ``N_t`` is drawn as ``M_t`` is, counterfactuals come from the same equations, and the test
-    is handed ``Z_T``. ``as_shipped``: ``N_t`` is constant, counterfactuals come from matrices drawn anew, and
-    the test is handed ``Z_{T-1}``, a descendant of A."""
+    """``corrected``: ``N_t`` is drawn as ``M_t`` is, counterfactuals come from the same equations, and the
+    test is handed ``Z_T``. ``as_shipped``: ``N_t`` is constant, counterfactuals come from matrices drawn
+    anew, and the test is handed ``Z_{T-1}``, a descendant of A."""
     steps: int = Field(default=3, ge=2)
     """T."""
     size: int = Field(default=32, ge=2)
@@ -97,7 +97,7 @@ class Individuals:
     measurement: Floats
 
     def __len__(self) -> int:
-        """n."""
+        """How many they are."""
         return len(self.own)
 
     def select(self, rows: slice) -> Individuals:
@@ -198,7 +198,8 @@ class World:
     def view(self, features: Features, strength: float) -> Floats:
         """What a classifier of dialled dependence on A sees, ``[n, k]``.
 
-        ``(1 - s) root + s mixed``, both standardised: at s = 0 nothing that A touches, at s = 1 the world's X.
+        ``(1 - s) root + s mixed``, both standardised: at s = 0 nothing that A touches, at s = 1 the world's
+        X.
         """
         root = (features.root - self.centre.root) / self.scale.root
         mixed = (features.mixed - self.centre.mixed) / self.scale.mixed

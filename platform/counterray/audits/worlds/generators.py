@@ -50,9 +50,9 @@ class ExactGenerator:
 class StructuralModel:
     """A structural causal model fitted to observed rows: A, Z_T and the features of the learning rows.
 
-    Each feature is a linear function of Z_T for each level of A, plus a residual; that is the world's own form
-    but for its noise, which the mixing also touches. What the graph says A does not reach is one function for
-    all levels, and keeps its observed value.
+    Each feature is a linear function of Z_T for each level of A, plus a residual; that is the world's own
+    form but for its noise, which the mixing also touches. What the graph says A does not reach is one
+    function for all levels, and keeps its observed value.
 
     Args:
         world: Whose features; its equations are not looked at.
