@@ -14,15 +14,15 @@ from counterray.models.generator import image_seed
 from counterray.models.pathology_ldm.generator import text_editor
 from counterray.models.pathology_ldm.stages import load
 from jobs.pipeline import EncodeRun, StageRun
-from jobs.reproduction.bench import RareNoise, rare_findings, shows
-from jobs.reproduction.experiment import Arm, make_plan, read_experiment
-from jobs.reproduction.job import plain
-from jobs.reproduction.rare import Asked, against_printed
-from jobs.reproduction.report import Outcome, bars_table
-from jobs.reproduction.scores import rare_refinement
-from jobs.reproduction.tables import (
-    Bar,
-    Spread,
+from jobs.reproduction.bars import Bar, Spread, bars_table
+from jobs.reproduction.causal_disentanglement.bench import RareNoise, rare_findings, shows
+from jobs.reproduction.causal_disentanglement.experiment import Arm, make_plan, read_settings
+from jobs.reproduction.job import read_experiment
+from jobs.reproduction.measuring import plain
+from jobs.reproduction.causal_disentanglement.rare import Asked, against_printed
+from jobs.reproduction.causal_disentanglement.report import Outcome
+from jobs.reproduction.causal_disentanglement.scores import rare_refinement
+from jobs.reproduction.causal_disentanglement.tables import (
     ablation,
     contradictions,
     counterfactual_bars,
@@ -36,7 +36,7 @@ FILE = ROOT / "jobs" / "configs" / "reproduce" / "causal_disentanglement.yaml"
 
 
 def experiment(*overrides):
-    return read_experiment(FILE, list(overrides))
+    return read_settings(FILE, list(overrides))
 
 
 # The steps.
