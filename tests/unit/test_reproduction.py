@@ -17,8 +17,6 @@ from jobs.pipeline import EncodeRun, StageRun
 from jobs.reproduction.bars import Bar, Spread, bars_table
 from jobs.reproduction.causal_disentanglement.bench import RareNoise, rare_findings, shows
 from jobs.reproduction.causal_disentanglement.experiment import Arm, make_plan, read_settings
-from jobs.reproduction.job import read_experiment
-from jobs.reproduction.measuring import plain
 from jobs.reproduction.causal_disentanglement.rare import Asked, against_printed
 from jobs.reproduction.causal_disentanglement.report import Outcome
 from jobs.reproduction.causal_disentanglement.scores import rare_refinement
@@ -29,6 +27,8 @@ from jobs.reproduction.causal_disentanglement.tables import (
     rare_bars,
     utility_scores,
 )
+from jobs.reproduction.job import read_experiment
+from jobs.reproduction.measuring import plain
 from tests.conftest import ROOT
 from tests.small_pathology_ldm import encoded, ldm_bundle, parent_bundles
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from counterray.data.dataset import DatasetManifest
 from counterray.evaluation.downstream import MEASURES, DownstreamUtility
-from counterray.evaluation.report import Block, Card, Cards, Cell, Report, Section, Table, Text, format_number
+from counterray.evaluation.report import Block, Card, Cards, Cell, Report, Section, Table, Text
 from counterray.evaluation.sections import dataset_section, limits_section, provenance_section
 from counterray.evaluation.wording import SYNTHETIC_NOTICE, words
 from jobs.reproduction.bars import Bar, Measured, Spread, bars_table, cell

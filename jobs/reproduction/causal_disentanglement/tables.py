@@ -11,8 +11,8 @@ from typing import Final, Literal
 import numpy as np
 
 from counterray.evaluation.intervals import Floats
-from jobs.reproduction.causal_disentanglement.experiment import Arm
 from jobs.reproduction.bars import Bar, Measured, Spread
+from jobs.reproduction.causal_disentanglement.experiment import Arm
 
 EFFECTIVENESS_COMMON, EFFECTIVENESS_RAREST = 0.95, 0.90
 AREA = 0.05

@@ -20,6 +20,7 @@ from counterray.audits.settings import AuditConfig
 from counterray.audits.worlds.equations import LEVELS, Individuals, World
 from counterray.audits.worlds.generators import ExactGenerator, Generator, StructuralModel
 from counterray.audits.worlds.pool import DialledClassifier, fit_pool, pool_scores, true_accuracy
+from counterray.evaluation.intervals import Floats
 from jobs.reproduction.cit_lr.experiment import WorldRun
 
 Result = TypeVar("Result")
@@ -35,7 +36,7 @@ def measure_world(run: WorldRun) -> dict[str, Any]:
     """Every method on every classifier of one world.
 
     Returns:
-        ``classifiers``: name, kind, strength, true ``eca``, and each method's number; ``seconds``: CPU
+        ``classifiers``: name, kind, strength, true ``eca``, ``eca_shipped``, and each method's number; ``seconds``: CPU
         seconds of each part, on one core; ``positives``: share of positive labels.
     """
     torch.set_num_threads(1)  # CPU seconds are compared with those of another program
@@ -47,6 +48,7 @@ def measure_world(run: WorldRun) -> dict[str, Any]:
     learning, audited = drawn.select(slice(0, cut)), drawn.select(slice(cut, len(drawn)))
     pool = clock("pool", lambda: fit_pool(world, learning, strengths=experiment.strengths, seed=run.seed))
     truth = clock("truth", lambda: true_accuracy(world, pool, individuals=experiment.simulated))
+    shipped_truth = _shipped_accuracy(world, pool, audited, seed=run.seed)
     said, said_before = _rows(world, pool, audited), _rows(world, pool, learning)
     shipped = clock(
         "cit_lr_shipped",
@@ -68,6 +70,7 @@ def measure_world(run: WorldRun) -> dict[str, Any]:
             "kind": each.kind,
             "strength": each.strength,
             "eca": float(truth[k]),
+            "eca_shipped": float(shipped_truth[k]),
             **{name: values[k] for name, values in columns.items()},
         }
         for k, each in enumerate(pool)
@@ -97,6 +100,16 @@ def _rows(world: World, pool: list[DialledClassifier], individuals: Individuals)
         representation=world.representation(individuals),
         patients=[f"{row:06d}" for row in range(len(individuals))],
     )
+
+
+def _shipped_accuracy(
+    world: World, pool: list[DialledClassifier], individuals: Individuals, *, seed: int
+) -> Floats:
+    """ECA as the published code has it, ``[T]``: against counterfactuals of matrices drawn anew."""
+    sides = world.features(individuals), world.shipped_counterfactual(individuals, seed=seed)
+    said = np.array([[each.scores(world, side) >= 0.5 for side in sides] for each in pool])
+    same: Floats = (said[:, 0] == said[:, 1]).mean(axis=1)
+    return same
 
 
 def _tests(shipped: CitLr, corrected: CitLr) -> dict[str, list[float]]:
