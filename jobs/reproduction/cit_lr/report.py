@@ -177,8 +177,8 @@ class Outcome:
             "(c) Calibration of the counterfactual audit",
             [Table(["", "Replicates", "p ≤ 0.05", "ties at random", "δ test", "invariant", "depends"], rows)],
             "Shares of replicates: in each a world, a classifier and its audit are drawn anew. Where nothing "
-            "moves at all every permutation ties: the p-value that verdicts use is then 1, and only with ties "
-            "broken at random does it reach its nominal level.",
+            "moves at all every permutation ties: the p-value that verdicts use is then 1, and only with "
+            "ties broken at random does it reach its nominal level.",
         )
 
     def _seconds(self) -> Section:
@@ -196,8 +196,8 @@ _LIMITS = [
     "CIT-LR, demographic parity and equal opportunity see observed rows alone; the counterfactual audit sees "
     "counterfactuals, exact ones or those of a model fitted to the same learning rows. That is the point of "
     "it, and it is worth what the generator is worth.",
-    "The learned generator is of the worlds' own linear form and is handed the root; an image's generator has "
-    "neither advantage.",
+    "The learned generator is of the worlds' own linear form and is handed the root; an image's generator "
+    "has neither advantage.",
     "The paper lost the constants of its worlds: labels are redrawn here until both occur, and the strength "
     "of dependence is dialled by mixing features that the attribute touches with those that it does not.",
 ]

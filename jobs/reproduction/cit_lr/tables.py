@@ -24,9 +24,9 @@ EXACT, LEARNED = 0.95, 0.8
 POWER, FALSE_EQUIVALENCE, BAND = 0.9, 0.05, 0.02
 SHARE_OF_SHIPPED = 0.2
 SHIPPED_SECONDS = 55.0
-"""The bars: Spearman correlations of the flip rate with 1 - true ECA; power; false equivalence; distance of the
-type I error from 0.05; CPU time of a pool's statistics over that of the published program, which was measured
-as 55 CPU-seconds for a world of 60 models and 1000 individuals."""
+"""The bars: Spearman correlations of the flip rate with 1 - true ECA; power; false equivalence; distance of
+the type I error from 0.05; CPU time of a pool's statistics over that of the published program, which was
+measured as 55 CPU-seconds for a world of 60 models and 1000 individuals."""
 
 TYPE_ONE: tuple[Setting, ...] = (
     "exact_abducted",

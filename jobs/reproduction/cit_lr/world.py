@@ -36,8 +36,8 @@ def measure_world(run: WorldRun) -> dict[str, Any]:
     """Every method on every classifier of one world.
 
     Returns:
-        ``classifiers``: name, kind, strength, true ``eca``, ``eca_shipped``, and each method's number; ``seconds``: CPU
-        seconds of each part, on one core; ``positives``: share of positive labels.
+        ``classifiers``: name, kind, strength, true ``eca``, ``eca_shipped``, and each method's number;
+        ``seconds``: CPU seconds of each part, on one core; ``positives``: share of positive labels.
     """
     torch.set_num_threads(1)  # CPU seconds are compared with those of another program
     clock = _Clock()
