@@ -30,7 +30,7 @@ WORLDS: tuple[WorldName, ...] = ("linear", "quadratic", "exponential", "interact
 LEVELS = ("a0", "a1")
 """Names of the two levels of A."""
 
-_BALANCE = 0.2
+_BALANCE = 0.4
 """Least share of either label in a corrected world: with the paper's constants lost, the shipped ones leave
 some draws without a positive."""
 
