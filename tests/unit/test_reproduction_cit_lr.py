@@ -52,7 +52,7 @@ def classifier(strength, eca, p, flip):
     row = {name: p for name in METHODS} | {"name": "c", "kind": "tree", "strength": strength, "eca": eca}
     row |= {"eca_shipped": 0.5, "effect_exact": flip, "effect_learned": flip, "orthogonal_effect": flip}
     for kind in ("exact", "learned"):
-        row |= {f"p_{kind}": p, f"verdict_{kind}": "depends" if p < 0.05 else "invariant"}
+        row |= {f"p_{kind}": p, f"verdict_{kind}": "depends" if p and p < 0.05 else "invariant"}
     return row
 
 
@@ -63,7 +63,12 @@ def measured(seed):
         classifier(1.0, 0.7, 0.02, 0.25),
         classifier(1.0, 0.5, 0.001, 0.5),
     ]
-    return {"seed": seed, "classifiers": rows, "seconds": {"effect_exact": 2.0, "pool": 9.0}, "positives": 0.5}
+    return {
+        "seed": seed,
+        "classifiers": rows,
+        "seconds": {"effect_exact": 2.0, "pool": 9.0},
+        "positives": 0.5,
+    }
 
 
 def rates(setting):
@@ -96,7 +101,9 @@ def test_rejections_by_strength():
     assert (invariant["classifiers"], dependent["classifiers"]) == (4, 4)
     assert invariant["eca"] == pytest.approx(0.995)
     assert invariant["rejected"]["cit_lr_shipped"] == 0
-    assert dependent["rejected"] == pytest.approx({name: 1.0 for name in METHODS if name != "orthogonal_effect"})
+    assert dependent["rejected"] == pytest.approx(
+        {name: 1.0 for name in METHODS if name != "orthogonal_effect"}
+    )
     assert dependent["verdicts"]["exact"] == {"depends": 4}
 
 

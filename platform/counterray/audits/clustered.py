@@ -1,4 +1,4 @@
-"""Means, resamples and permutations that take patients, not images, as independent; for many columns at once.
+"""Means and resamples that take patients, not images, as independent; for many columns at once.
 
 Letters: C = columns (targets × pairs × quantities), N = individuals, P = patients, B = resamples.
 """
@@ -9,14 +9,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from counterray.audits.errors import Codes
 from counterray.evaluation.intervals import CONFIDENCE, Floats
 
 _TIE = 1e-12
-"""Relative difference below which two sums of effects count as equal: rounding, not evidence."""
+"""Relative spread below which values count as equal: rounding, not evidence."""
 
 
 def patient_sums(values: Floats, patients: Codes) -> Floats:
@@ -143,76 +142,3 @@ def percentiles(draws: Floats) -> tuple[Floats, Floats]:
     take = np.nanpercentile if np.isnan(filled).any() else np.percentile
     low, high = take(filled, [tail, 100 - tail], axis=0, method="inverted_cdf")
     return np.where(empty, math.nan, low), np.where(empty, math.nan, high)
-
-
-@dataclass(frozen=True)
-class PermutationTest:
-    """One-sided p-values of a permutation test.
-
-    Attributes:
-        p_value: ``[C]``, ``(1 + #{T_b >= T}) / (B + 1)``: never below the nominal rate of errors, and 1 where
-            nothing moves at all.
-        p_randomised: ``[C]``, ``(#{T_b > T} + U (1 + #{T_b = T})) / (B + 1)`` with U uniform: uniform under
-            the null also where ties are the rule, such as effects that are all exactly zero. For calibration
-            alone; no verdict looks at it.
-    """
-
-    p_value: Floats
-    p_randomised: Floats
-
-
-def role_permutation(candidates: Floats, patients: Codes, *, permutations: int, seed: int) -> PermutationTest:
-    """Tests whether the real intervention moves scores more than null interventions do.
-
-    Under the null a patient's real intervention is one more null intervention, so any of the ``R + 1``
-    candidates could have been the real one. With ``v_pr`` the sum over patient p's individuals of candidate
-    r, ``T = Σ_p (v_p0 - mean_{r>0} v_pr)``; each permutation draws, for every patient, which candidate plays
-    the real one, for all images of the patient alike. For R = 1 this is the sign-flip test.
-
-    Args:
-        candidates: ``[..., N, R + 1]`` sizes of effects, the real one first; 0 for individuals left out.
-        patients: ``[N]``.
-        permutations: B.
-        seed: Of the draws.
-
-    Reference: Phipson and Smyth, 2010, https://doi.org/10.2202/1544-6115.1585 (the 1 + in p); Hemerik and
-        Goeman, 2018, https://doi.org/10.1007/s11749-017-0571-1 (random permutations, randomised p).
-    """
-    shape, roles = candidates.shape[:-2], candidates.shape[-1]
-    by_role = np.moveaxis(candidates, -1, 0).reshape(roles, -1, candidates.shape[-2])
-    sums = patient_sums(by_role, patients)
-    contrast = (roles * sums - sums.sum(axis=0)) / (roles - 1)  # [R + 1, C, P]
-    random = np.random.default_rng(seed)
-    drawn = random.integers(0, roles, size=(permutations, sums.shape[-1]))
-    permuted = sum((drawn == role).astype(np.float64) @ contrast[role].T for role in range(roles))
-    observed = contrast[0].sum(axis=-1)
-    ties = np.abs(contrast).max(axis=0).sum(axis=-1) * _TIE
-    return _p_values(permuted - observed, ties, random.random(), shape)
-
-
-def column_permutation(candidates: Floats, *, seed: int) -> PermutationTest:
-    """As `role_permutation` where whole generators are exchangeable, and not single individuals.
-
-    Every null generator makes errors that its individuals share, so roles change for all individuals at
-    once: the real generator's mean effect is ranked among those of the R null ones. The smallest p-value is
-    ``1 / (R + 1)``.
-
-    Args:
-        candidates: ``[..., N, R + 1]``, the real one first.
-        seed: Of the randomised p-value.
-    """
-    sums = candidates.sum(axis=-2)
-    flat = sums.reshape(-1, sums.shape[-1])
-    ties = np.abs(flat).max(axis=-1) * _TIE
-    differences = (flat[:, 1:] - flat[:, :1]).T
-    return _p_values(differences, ties, np.random.default_rng(seed).random(), sums.shape[:-1])
-
-
-def _p_values(differences: Floats, ties: Floats, uniform: float, shape: tuple[int, ...]) -> PermutationTest:
-    above: NDArray[np.int64] = (differences > ties).sum(axis=0)
-    equal: NDArray[np.int64] = (np.abs(differences) <= ties).sum(axis=0)
-    size = len(differences) + 1
-    return PermutationTest(
-        ((1 + above + equal) / size).reshape(shape),
-        ((above + uniform * (1 + equal)) / size).reshape(shape),
-    )

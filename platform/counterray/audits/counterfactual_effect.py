@@ -62,7 +62,7 @@ def counterfactual_effect(
         effects=effects,
         numbers=numbers,
         dependence=Dependence.of(effects, patients, config, placebo_unit=usable.placebo_unit),
-        tolerance=Tolerance.of(effects, patients, config),
+        tolerance=Tolerance.of(effects, patients, config, placebo_unit=usable.placebo_unit),
         accuracy=_accuracy(usable, patients),
         refused={scores.targets[row].name: reason for row, reason in refused.items()},
     )

@@ -7,16 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from counterray.audits.clustered import (
-    ClusteredMeans,
-    column_permutation,
-    patient_weights,
-    resampled_ratios,
-    role_permutation,
-)
+from counterray.audits.clustered import ClusteredMeans, patient_weights, resampled_ratios
 from counterray.audits.effects import Effects
 from counterray.audits.errors import AuditError, Codes
 from counterray.audits.multiplicity import corrected
+from counterray.audits.permutation import column_permutation, role_permutation
 from counterray.audits.scores import PlaceboUnit
 from counterray.audits.settings import AuditConfig
 from counterray.evaluation.intervals import Floats
@@ -49,10 +44,11 @@ class Dependence:
     """p-values ``[T, Q]`` of "the attribute moves scores no more than a null intervention".
 
     Attributes:
-        permutation: Of roles permuted within patients, on ``mean |τ|``.
+        permutation: Of roles permuted within patients, or of whole generators; see `role_permutation`.
         randomised: The same with ties broken at random, see `PermutationTest`.
         bootstrap: Share of patient resamples whose excess of ``|τ|`` is not positive; 1 where nothing moves.
         delta: One-sided t-test of ``E τ² > E τ_placebo²``; δ cannot be negative, so one side is enough.
+            This and the bootstrap take individuals as independent and are NaN for null generators.
         decisive: The one that the settings choose.
         corrected: It, corrected over all targets and pairs.
     """
@@ -72,7 +68,7 @@ class Dependence:
         config: AuditConfig,
         *,
         placebo_unit: PlaceboUnit,
-        candidates: Floats | None = None,
+        changes: Floats | None = None,
     ) -> Dependence:
         """All tests, with the same draws for every target and pair.
 
@@ -81,22 +77,25 @@ class Dependence:
             patients: ``[N]``.
             config: Tests and level.
             placebo_unit: What is exchangeable.
-            candidates: What the permutation compares, where not ``effects.candidates()``.
+            changes: What the permutation compares, where not ``effects.changes()``.
         """
         shape = effects.effect.shape[:2]
         family = shape[0] * shape[1]
         # Fewer permutations could never pass Holm's first step over so many tests.
         draws = max(config.permutations, math.ceil(2 * family / config.alpha))
-        candidates = effects.candidates() if candidates is None else candidates
+        changes = effects.changes() if changes is None else changes
+        bootstrap, delta = np.full(shape, math.nan), np.full(shape, math.nan)
         if placebo_unit == "generator":
-            test = column_permutation(candidates, seed=config.seed)
+            test = column_permutation(changes, seed=config.seed)
         else:
-            test = role_permutation(candidates, patients, permutations=draws, seed=config.seed)
-        bootstrap, delta = np.empty(shape), np.empty(shape)
-        for pair, rows in enumerate(effects.concerned):
-            codes = np.unique(patients[rows], return_inverse=True)[1]
-            delta[:, pair] = ClusteredMeans.of(effects.excess_square[:, pair, rows], codes).p_greater(0.0)
-            bootstrap[:, pair] = _bootstrap_p(effects.excess[:, pair, rows], codes, config)
+            test = role_permutation(changes, patients, permutations=draws, seed=config.seed)
+            resamples = draws if config.test == "bootstrap" else config.resamples
+            for pair, rows in enumerate(effects.concerned):
+                codes = np.unique(patients[rows], return_inverse=True)[1]
+                square = ClusteredMeans.of(effects.excess_square[:, pair, rows], codes)
+                delta[:, pair] = square.p_greater(0.0)
+                excess = effects.excess[:, pair, rows]
+                bootstrap[:, pair] = _bootstrap_p(excess, codes, resamples=resamples, seed=config.seed)
         chosen = {"permutation": test.p_value, "bootstrap": bootstrap, "delta": delta}[config.test]
         return cls(
             permutation=test.p_value,
@@ -108,8 +107,9 @@ class Dependence:
         )
 
 
-def _bootstrap_p(excess: Floats, patients: Codes, config: AuditConfig) -> Floats:
-    weights = patient_weights(int(patients.max()) + 1, resamples=config.resamples, seed=config.seed + 1)
+def _bootstrap_p(excess: Floats, patients: Codes, *, resamples: int, seed: int) -> Floats:
+    # Not the seed of the intervals, whose draws are over all individuals.
+    weights = patient_weights(int(patients.max()) + 1, resamples=resamples, seed=seed + 1)
     draws = resampled_ratios(weights, excess, np.ones((1, len(patients))), patients)
     p: Floats = (1 + (draws <= 0).sum(axis=0)) / (len(draws) + 1)
     return p

@@ -113,9 +113,9 @@ def dose_response(scores: DoseScores, config: AuditConfig, *, readings: Sequence
     patients = _checked(scores, config)
     effects = _range_effects(scores)
     dependence = Dependence.of(
-        effects, patients, config, placebo_unit=scores.placebo_unit, candidates=_farthest(scores)
+        effects, patients, config, placebo_unit=scores.placebo_unit, changes=_farthest(scores)
     )
-    tolerance = Tolerance.of(effects, patients, config)
+    tolerance = Tolerance.of(effects, patients, config, placebo_unit=scores.placebo_unit)
     opened = gates(readings, config.gates)
     closed = [gate for gate in opened if gate.state == "closed"]
     curve = _curve(scores, patients, config)
@@ -182,17 +182,21 @@ def _range_effects(scores: DoseScores) -> Effects:
         up=((low < cut) & (high >= cut))[:, None],
         down=((low >= cut) & (high < cut))[:, None],
         placebo_flip=((scores.placebo >= cut[..., None]) != (own >= cut[..., None])).mean(axis=-1),
-        concerned=np.ones((1, len(scores.patients)), dtype=bool),
+        direction=np.ones((1, len(scores.patients))),
     )
 
 
 def _farthest(scores: DoseScores) -> Floats:
-    """Candidates ``[T, 1, N, R + 1]`` of the permutation: the farthest dose's change, then the placebos'."""
-    distance = np.abs(np.asarray(scores.doses)[None] - np.asarray(scores.own)[:, None])
-    chosen = distance.argmax(axis=1)
-    real = np.take_along_axis(scores.intervened, chosen[None, :, None], axis=2) - scores.at_own[..., None]
-    null = scores.placebo - scores.at_own[..., None]
-    return np.abs(np.concatenate([real, null], axis=-1))[:, None]
+    """Changes ``[T, 1, N, R + 1]`` for the permutation: to the farthest dose, then the placebos'.
+
+    Those of individuals whose farthest dose is lower than their own count with the opposite sign.
+    """
+    away = np.asarray(scores.doses)[None] - np.asarray(scores.own)[:, None]
+    chosen = np.abs(away).argmax(axis=1)
+    direction = np.where(np.take_along_axis(away, chosen[:, None], axis=1) < 0, -1.0, 1.0)  # [N, 1]
+    reached = np.take_along_axis(scores.intervened, chosen[None, :, None], axis=2)
+    changes = np.concatenate([reached, scores.placebo], axis=-1) - scores.at_own[..., None]
+    return (changes * direction)[:, None]
 
 
 def _curve(scores: DoseScores, patients: Codes, config: AuditConfig) -> Floats:

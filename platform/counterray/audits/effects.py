@@ -48,7 +48,7 @@ class Effects:
         up: ``[T, Q, N]`` decisions that turn positive from a to a'.
         down: ``[T, Q, N]`` decisions that turn negative.
         placebo_flip: ``[T, N]`` share of the R null interventions that change the decision.
-        concerned: ``[Q, N]`` individuals observed at one of the pair's levels.
+        direction: ``[Q, N]``, 1 for individuals observed at a, -1 at a', 0 at neither.
     """
 
     pairs: tuple[tuple[int, int], ...]
@@ -57,7 +57,7 @@ class Effects:
     up: Truths
     down: Truths
     placebo_flip: Floats
-    concerned: Truths
+    direction: Floats
 
     @classmethod
     def of(cls, scores: CounterfactualScores) -> Effects:
@@ -74,8 +74,14 @@ class Effects:
             up=~called & called_later,
             down=called & ~called_later,
             placebo_flip=((scores.placebo >= cut) != (own >= cut)).mean(axis=-1),
-            concerned=np.stack([np.isin(scores.own, pair) for pair in pairs]),
+            direction=np.stack([(scores.own == a).astype(np.float64) - (scores.own == b) for a, b in pairs]),
         )
+
+    @property
+    def concerned(self) -> Truths:
+        """``[Q, N]`` individuals observed at one of the pair's levels."""
+        concerned: Truths = self.direction != 0
+        return concerned
 
     @property
     def flip(self) -> Floats:
@@ -100,16 +106,16 @@ class Effects:
         """``[T, Q, N]``, flips less the share of null interventions that flip."""
         return self.flip - self.placebo_flip[:, None]
 
-    def candidates(self) -> Floats:
-        """``[T, Q, N, R + 1]`` sizes ``|τ|``, the real intervention's first; 0 where not `concerned`.
+    def changes(self) -> Floats:
+        """``[T, Q, N, R + 1]`` changes for `role_permutation`, the real intervention's first.
 
-        Only individuals observed at one of the two levels: for them both images of the real pair are, like
-        a null intervention, one generation away from the individual's own level. For others two generations
-        would be compared with one.
+        Each is a change away from the own level, with the sign of the pair's direction; 0 where not
+        `concerned`. Only individuals observed at one of the two levels count: for them both images of the
+        real pair are, like a null intervention, one generation away from the individual's own level. For
+        others two generations would be compared with one.
         """
-        real = np.abs(self.effect)[..., None]
-        null = np.broadcast_to(np.abs(self.placebo)[:, None], (*self.effect.shape, self.placebo.shape[-1]))
-        return np.concatenate([real, null], axis=-1) * self.concerned[None, :, :, None]
+        null = self.placebo[:, None] * self.direction[None, :, :, None]
+        return np.concatenate([self.effect[..., None] * np.abs(self.direction)[..., None], null], axis=-1)
 
 
 def summaries(

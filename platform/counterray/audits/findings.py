@@ -38,10 +38,10 @@ class PairFinding:
         numbers: Name to estimate, see `summaries`.
         p_value: Of dependence, by the test that the settings choose, uncorrected.
         p_corrected: The same over the family.
-        p_permutation: By permutation of roles within patients.
+        p_permutation: By permutation of roles within patients, or of generators.
         p_randomised: The same with ties broken at random; for calibration alone.
         p_bootstrap: By resampling patients.
-        p_delta: By the one-sided t-test of the mean square.
+        p_delta: By the one-sided t-test of the mean square; like the bootstrap's NaN for null generators.
         p_equivalence: ``mean_effect``, ``absolute_effect`` and ``flip_rate``; small means within the margin.
         detectable_effect: Smallest excess of ``|τ|`` found with the chosen power [probability].
         patients_to_detect: Patients to find an excess as large as the margin.
@@ -78,8 +78,8 @@ class PairFinding:
                 "raw": self.p_value,
                 "corrected": self.p_corrected,
                 "permutation": self.p_permutation,
-                "bootstrap": self.p_bootstrap,
-                "delta": self.p_delta,
+                "bootstrap": _finite(self.p_bootstrap),
+                "delta": _finite(self.p_delta),
                 "equivalence": dict(self.p_equivalence),
             },
             "detectable_effect": _finite(self.detectable_effect),

@@ -20,7 +20,7 @@ class MarginConfig(Config):
     mean_effect: float = Field(default=0.05, gt=0, le=1)
     """Largest tolerated ``|mean effect|`` [probability]."""
     absolute_effect: float = Field(default=0.05, gt=0, le=1)
-    """Largest tolerated mean of ``|effect|`` beyond that of null interventions [probability]. It sees what
+    """Largest tolerated mean of ``|effect|``, the generator's own noise taken out [probability]. It sees what
     cancels in the mean: one half moved up, the other half down."""
     flip_rate: float = Field(default=0.05, gt=0, le=1)
     """Largest tolerated share of decisions that change, beyond null interventions [0 to 1]."""

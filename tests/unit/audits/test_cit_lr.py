@@ -29,9 +29,16 @@ def rows(size=200, dependence=(0.0, 2.0), seed=0):
 
 
 def test_statistics_by_hand():
-    said, f, g = np.array([[1.0, 0, 1, 1]]), np.array([[0.9, 0.2, 0.8, 0.6]]), np.array([[0.7, 0.3, 0.5, 0.6]])
+    said, f, g = (
+        np.array([[1.0, 0, 1, 1]]),
+        np.array([[0.9, 0.2, 0.8, 0.6]]),
+        np.array([[0.7, 0.3, 0.5, 0.6]]),
+    )
     data = Rows(
-        predictions=said, groups=np.array([0, 1, 0, 1]), representation=np.zeros((4, 1)), patients=list("abcd")
+        predictions=said,
+        groups=np.array([0, 1, 0, 1]),
+        representation=np.zeros((4, 1)),
+        patients=list("abcd"),
     )
     shipped = _tested(data, f, g, np.arange(4), CitLrConfig.as_shipped(), levels=2)
     left, right = np.array([0.9, 0, 0.8, 0.6]), np.array([0.7, 0, 0.5, 0.6])
@@ -60,7 +67,8 @@ def test_a_dependence_is_found_and_its_effect_is_the_flip_rate():
 
 def test_a_seed_repeats_the_test_and_another_moves_it():
     first, again, other = (
-        cit_lr(rows(), CitLrConfig(seed=seed, **QUICK), attribute="A", levels=["a", "b"]) for seed in (0, 0, 1)
+        cit_lr(rows(), CitLrConfig(seed=seed, **QUICK), attribute="A", levels=["a", "b"])
+        for seed in (0, 0, 1)
     )
     assert (first.p_value == again.p_value).all()
     assert (first.p_value != other.p_value).all()
@@ -159,9 +167,7 @@ def test_early_stopping_keeps_networks_from_learning_noise():
     inputs = torch.randn(80, 10, generator=random)
     targets = torch.rand(4, 80, generator=random).round()
     long = fit_networks(inputs, targets, NuisanceConfig(epochs=500, learning_rate=0.02), seed=0)
-    short = fit_networks(
-        inputs, targets, NuisanceConfig(epochs=500, learning_rate=0.02, patience=10), seed=0
-    )
+    short = fit_networks(inputs, targets, NuisanceConfig(epochs=500, learning_rate=0.02, patience=10), seed=0)
     fresh = torch.randn(200, 10, generator=random)
     spread = [networks.probabilities(fresh).std() for networks in (long, short)]
     assert spread[1] < spread[0] / 2

@@ -76,7 +76,9 @@ def test_a_rate_that_was_never_seen_has_the_rule_of_three():
 
 def test_false_equivalence_of_a_rate_on_the_margin_is_bounded_by_the_binomial():
     flips = np.arange(60)
-    claimed = [k for k in flips if rate_below_margin(means_of(np.r_[np.ones(k), np.zeros(500 - k)]), 0.05) <= 0.05]
+    claimed = [
+        k for k in flips if rate_below_margin(means_of(np.r_[np.ones(k), np.zeros(500 - k)]), 0.05) <= 0.05
+    ]
     assert binom.cdf(max(claimed), 500, 0.05) <= 0.05
 
 

@@ -90,7 +90,9 @@ def test_repeated_images_change_no_p_value():
     twice = named(patients=people(len(groups)) * 2)
     for audit in (
         lambda k, more: demographic_parity(np.tile(decisions, k), np.tile(groups, k), **more),
-        lambda k, more: equal_opportunity(np.tile(decisions, k), np.tile(labels, k), np.tile(groups, k), **more),
+        lambda k, more: equal_opportunity(
+            np.tile(decisions, k), np.tile(labels, k), np.tile(groups, k), **more
+        ),
         lambda k, more: equalised_odds(np.tile(decisions, k), np.tile(labels, k), np.tile(groups, k), **more),
     ):
         assert audit(2, twice).p_value == pytest.approx(audit(1, once).p_value)
@@ -152,7 +154,9 @@ def test_too_few_ill_patients_of_a_level_are_named_as_such():
     labels = np.zeros(60)
     labels[np.flatnonzero(groups == 0)[:12]] = 1
     labels[np.flatnonzero(groups == 1)[:3]] = 1
-    with pytest.raises(AuditError, match="'sex among those with the finding': level 'level 1' has 3 patients"):
+    with pytest.raises(
+        AuditError, match="'sex among those with the finding': level 'level 1' has 3 patients"
+    ):
         equal_opportunity(decisions, labels, groups, **named(patients=people(60)))
 
 
@@ -187,5 +191,9 @@ def test_performance_by_group():
 def test_performance_needs_a_known_label():
     with pytest.raises(AuditError, match="None of 40 labels is known"):
         group_performance(
-            np.full(40, 0.5), np.full(40, np.nan), np.arange(40) % 2, threshold=0.5, **named(patients=people(40))
+            np.full(40, 0.5),
+            np.full(40, np.nan),
+            np.arange(40) % 2,
+            threshold=0.5,
+            **named(patients=people(40)),
         )
