@@ -127,9 +127,7 @@ def test_type_one_error_under_a_generator_with_noise(repeats, images, test):
 )
 def test_type_one_error_in_tabular_worlds(setting):
     calibration = Calibration(individuals=200, learning=200)
-    found = [
-        replicate(setting, calibration, config(permutations=199, seed=seed), seed=seed) for seed in range(400)
-    ]
+    found = [replicate(setting, calibration, config(), seed=seed) for seed in range(400)]
     randomised = np.mean([each.p_randomised <= 0.05 for each in found])
     verdicts = np.mean([each.p_value <= 0.05 for each in found])
     assert 0.025 <= randomised <= 0.075  # 400 replicates have a standard error of 0.011
@@ -141,9 +139,7 @@ def test_type_one_error_in_tabular_worlds(setting):
 @pytest.mark.slow
 def test_power_at_a_mean_effect_of_a_twentieth():
     calibration = Calibration(individuals=500, learning=200)
-    found = [
-        replicate("power", calibration, config(permutations=199, seed=seed), seed=seed) for seed in range(100)
-    ]
+    found = [replicate("power", calibration, config(), seed=seed) for seed in range(100)]
     assert np.mean([each.p_value <= 0.05 for each in found]) >= 0.9
 
 

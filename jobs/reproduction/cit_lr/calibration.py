@@ -50,7 +50,9 @@ def replicate(setting: Setting, settings: Calibration, config: AuditConfig, *, s
     world = World(WorldConfig(name="linear", noise=settings.noise, seed=seed))
     learning = world.individuals(settings.learning, seed=0)
     audited = world.individuals(settings.individuals, seed=1)
-    config = config.model_copy(update={"seed": seed})
+    config = config.model_copy(
+        update={"seed": seed, "permutations": settings.permutations, "resamples": settings.resamples}
+    )
     if setting in ("power", "false_equivalence"):
         effect = settings.effect if setting == "power" else config.margins.absolute_effect
         scores = _with_effect(world, learning, audited, effect)

@@ -67,6 +67,10 @@ class Calibration(Config):
     """Generators with shuffled levels, for the one that does not know the graph."""
     effect: float = Field(default=0.05, gt=0, lt=1)
     """True mean ``|effect|`` for power."""
+    permutations: int = Field(default=399, ge=199)
+    """Of each replicate's audit; few, since only whether p is below 0.05 counts."""
+    resamples: int = Field(default=200, ge=200)
+    """Of each replicate's audit; no interval is looked at."""
 
 
 class Experiment(Config):

@@ -88,7 +88,7 @@ def column_permutation(changes: Floats, *, seed: int) -> PermutationTest:
     shape = changes.shape[:-2]
     flat = changes.reshape(-1, *changes.shape[-2:])
     size, together = np.abs(flat).sum(axis=1).T, np.abs(flat.sum(axis=1)).T  # [R + 1, C]
-    statistic = _larger(_standardised(size), _standardised(together))
+    statistic = np.maximum(_standardised(size), _standardised(together))
     above = (statistic[1:] > statistic[0] + _TIE).sum(axis=0).astype(np.float64)
     equal = (np.abs(statistic[1:] - statistic[0]) <= _TIE).sum(axis=0).astype(np.float64)
     return _test(above, equal, len(statistic) - 1, np.random.default_rng(seed).random(), shape)

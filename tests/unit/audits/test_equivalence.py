@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 from statsmodels.stats.multitest import multipletests
@@ -31,10 +31,11 @@ def means_of(values):
 
 
 def test_two_one_sided_tests_are_those_of_statsmodels():
-    half = np.random.default_rng(0).normal(0, 0.02, 100)
+    half = np.random.default_rng(0).normal(0, 0.3, 300)
     values = np.concatenate([0.01 + half, 0.01 - half])  # no skewness, so Hall's correction is none
-    expected, *_ = DescrStatsW(values).ttost_mean(-0.015, 0.015)
-    assert equivalence_of_means(means_of(values), 0.015) == pytest.approx(expected, rel=1e-6)
+    expected, *_ = DescrStatsW(values).ttost_mean(-0.03, 0.03)
+    assert 0.01 < expected < 0.1
+    assert equivalence_of_means(means_of(values), 0.03) == pytest.approx(expected, rel=1e-6)
 
 
 def test_two_one_sided_tests_by_hand():
@@ -63,7 +64,7 @@ def test_rates_of_independent_patients_are_those_of_the_exact_binomial(hits):
     assert effective_patients(means) == pytest.approx(size)
     low, high = rate_interval(means)
     expected = proportion_confint(hits, 500, method="beta")
-    assert (float(low), float(high)) == pytest.approx(expected, rel=5e-3)
+    assert (float(low), float(high)) == pytest.approx(expected, rel=1e-2)
     exact = binomtest(hits, 500, 0.05, alternative="less").pvalue
     assert rate_below_margin(means, 0.05) == pytest.approx(exact, rel=0.05)
 
@@ -99,6 +100,7 @@ def test_benjamini_yekutieli_by_hand():
     assert benjamini_yekutieli(np.array([0.3, 0.01, 0.02])) == pytest.approx([0.55, 0.055, 0.055])
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_corrections_are_those_of_statsmodels(p_values):
     p = np.array(p_values)

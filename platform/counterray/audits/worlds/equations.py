@@ -10,6 +10,7 @@ Letters: n = individuals, k = size of each Z and of X.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -185,8 +186,7 @@ class World:
 
         They come from N(0, 1) without normalisation, so features are hundreds of times too large.
         """
-        other = World.__new__(World)
-        other.__dict__.update(self.__dict__)
+        other = copy(self)
         random, k = np.random.default_rng([self.config.seed, 2, seed]), self.config.size
         other.mixing = [(random.standard_normal((k, k)), random.standard_normal((k, k))) for _ in self.mixing]
         return other.features(individuals, 1 - individuals.own)
