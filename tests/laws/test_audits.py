@@ -1,4 +1,7 @@
-"""What must hold of every counterfactual audit: relabelling, duplication, calibration, power, equivalence."""
+"""What must hold of every counterfactual audit: relabelling, duplication, calibration, power, equivalence.
+
+Calibrations of 400 replicates and more are experiments; `make experiments` runs them.
+"""
 
 from dataclasses import replace
 
@@ -108,7 +111,7 @@ def rate(draw, replicates):
     return np.mean([draw(seed) for seed in range(replicates)])
 
 
-@pytest.mark.slow
+@pytest.mark.experiment
 @pytest.mark.parametrize("repeats", [1, 3])
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize("test", ["permutation", "bootstrap", "delta"])
@@ -120,7 +123,7 @@ def test_type_one_error_under_a_generator_with_noise(repeats, images, test):
     assert 0.03 <= rate(rejects, 600) <= 0.07
 
 
-@pytest.mark.slow
+@pytest.mark.experiment
 @pytest.mark.parametrize(
     "setting",
     ["exact_abducted", "exact_redrawn", "learned_abducted", "learned_redrawn", "learned_without_graph"],
@@ -134,6 +137,15 @@ def test_type_one_error_in_tabular_worlds(setting):
     assert verdicts <= 0.075
     if setting.endswith("abducted"):
         assert verdicts == 0  # nothing moves, so nothing is found
+
+
+@pytest.mark.slow
+def test_type_one_error_is_near_its_level():
+    def rejects(seed):
+        scores = noisy_scores(size=200, repeats=2, images=2, noise=0.1, seed=seed)
+        return audit_of(scores, seed=seed).findings[0].p_value <= 0.05
+
+    assert 0.02 <= rate(rejects, 300) <= 0.085  # within 2.8 standard errors
 
 
 @pytest.mark.slow
@@ -172,7 +184,7 @@ def _at_margin(kind, *, size, seed):
     return scores_of(np.clip(np.stack([base, moved], axis=-1), 0, 1)[None], own=own)
 
 
-@pytest.mark.slow
+@pytest.mark.experiment
 @pytest.mark.parametrize("size", [60, 200, 500])
 @pytest.mark.parametrize("kind", ["steady", "rare", "both ways", "flips"])
 def test_false_equivalence_at_the_margin(kind, size):
