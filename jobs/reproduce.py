@@ -1,4 +1,4 @@
-"""Repeat a paper's experiment on data whose truth is known: trainings of every arm and seed, and tables."""
+"""Repeat a paper's experiment on data whose truth is known: every arm, world and seed, and tables."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ CONFIGS = Path(__file__).parent / "configs" / "reproduce"
 
 
 def main(
-    experiment: Annotated[str, typer.Option(help="Which: causal_disentanglement.")],
+    experiment: Annotated[str, typer.Option(help="Which: causal_disentanglement or cit_lr.")],
     out: Annotated[
         str | None,
-        typer.Option(help="Folder or s3:// URI; run again to continue. Default: .local/reproduce."),
+        typer.Option(
+            help="Folder or s3:// URI; run again to continue. Default: .local/reproduce/<experiment>."
+        ),
     ] = None,
     address: Address = None,
     overrides: Overrides = None,
@@ -26,14 +28,11 @@ def main(
     """Repeat a paper's experiment on data whose truth is known: every arm and seed, and its tables."""
 
     def work() -> Mapping[str, Any]:
-        from jobs.reproduction.experiment import make_plan, read_experiment
-        from jobs.reproduction.job import reproduce
+        from jobs.reproduction.job import read_experiment, reproduce
 
-        path = CONFIGS / f"{Path(experiment).name}.yaml"
-        config = read_experiment(path, overrides or [])
-        plan = make_plan(path, config)
+        chosen = read_experiment(CONFIGS / f"{Path(experiment).name}.yaml", overrides or [])
         connect(address)
-        return reproduce(config, plan, out=out or ".local/reproduce")
+        return reproduce(chosen, out=out or f".local/reproduce/{Path(experiment).name}")
 
     run(work, as_json=as_json, summary=_summary)
 

@@ -11,7 +11,7 @@ from counterray import catalog
 from counterray.config import ConfigError, load
 from counterray.data.ingest import IngestConfig
 from jobs.pipeline import StageRun, prepare, read_pipeline
-from jobs.reproduction.experiment import make_plan, read_experiment
+from jobs.reproduction.job import read_experiment
 from tests.conftest import ROOT
 
 CONFIGS = sorted((ROOT / "jobs" / "configs").rglob("*.yaml"))
@@ -20,7 +20,7 @@ LOADERS: dict[str, Callable[[Path], Any]] = {
     "ingest": lambda path: load(IngestConfig, path),
     "train": lambda path: catalog.read_training(str(path), ()),
     "demo": lambda path: read_pipeline(path, []),
-    "reproduce": lambda path: make_plan(path, read_experiment(path, [])),
+    "reproduce": lambda path: read_experiment(path, []),
 }
 """Job to what reads its files; a new job with files is added here."""
 

@@ -98,7 +98,7 @@ def test_the_science_imports_without_ray_or_deepspeed():
     program = """
 import importlib, pkgutil, sys
 sys.modules.update({name: None for name in ("ray", "deepspeed")})
-for name in ("causal", "nn", "models", "evaluation", "training.stage", "training.loop", "bundle"):
+for name in ("causal", "nn", "models", "evaluation", "audits", "training.stage", "training.loop", "bundle"):
     module = importlib.import_module(f"counterray.{name}")
     for found in pkgutil.walk_packages(getattr(module, "__path__", []), f"{module.__name__}."):
         importlib.import_module(found.name)

@@ -74,3 +74,50 @@ def test_an_experiment_that_was_killed_goes_on_and_writes_its_tables(tmp_path: P
     # The full arm draws with the model of the arm before it.
     assert not (tmp_path / "seed-0" / "full" / "pathology_ldm").exists()
     assert (tmp_path / "seed-0" / "refined" / "pathology_ldm" / "bundle" / "manifest.json").exists()
+
+
+SMALL_WORLDS = {
+    "worlds": ["linear", "sin"],
+    "seeds": [0],
+    "individuals": 200,
+    "strengths": [0, 1],
+    "simulated": 1000,
+    "shipped.nuisance.epochs": 5,
+    "corrected.nuisance.epochs": 5,
+    "audit.resamples": 200,
+    "audit.permutations": 199,
+    "calibration.replicates": 2,
+    "calibration.individuals": 100,
+    "calibration.learning": 100,
+}
+
+
+def test_the_cit_lr_experiment_that_was_killed_goes_on_and_writes_its_tables(tmp_path: Path) -> None:
+    settings = [
+        part for name, value in SMALL_WORLDS.items() for part in ("--set", f"{name}={json.dumps(value)}")
+    ]
+    line = command("reproduce", "--experiment", "cit_lr", *settings, "--out", str(tmp_path))
+    first = tmp_path / "seed-0" / "linear" / "world.json"
+    process, end = start(line), time.monotonic() + 300
+    while not first.exists():
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    written = first.stat().st_mtime_ns
+
+    output, _ = finish(line)
+    result = json.loads(output.splitlines()[-1])
+
+    assert first.stat().st_mtime_ns == written
+    tables = json.loads((tmp_path / "tables.json").read_text())
+    assert set(tables["correlations"]) == {"linear", "sin"}
+    assert tables["correlations"]["linear"]["effect_exact"]["mean"] > 0.5
+    assert tables["by_strength"][0]["eca"] == 1
+    assert set(tables["calibration"]) == {path.name for path in (tmp_path / "calibration").iterdir()}
+    assert result["bars"] == tables["bars"]
+    page = (tmp_path / "report.html").read_text()
+    assert "(c) Calibration of the counterfactual audit" in page
+    assert "http://" not in page
+    assert "https://" not in page

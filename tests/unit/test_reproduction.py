@@ -13,26 +13,26 @@ from counterray.data.study import Batch
 from counterray.evaluation.counterfactuals import Counterfactuals
 from counterray.evaluation.pictures import grey_picture
 from jobs.pipeline import EncodeRun, StageRun
-from jobs.reproduction.experiment import Arm, make_plan, read_experiment
-from jobs.reproduction.job import plain
-from jobs.reproduction.pictures import picture_rows, pictures_section
-from jobs.reproduction.report import Outcome, bars_table
-from jobs.reproduction.tables import (
-    Bar,
-    Spread,
+from jobs.reproduction.bars import Bar, Spread, bars_table
+from jobs.reproduction.causal_disentanglement.experiment import Arm, make_plan, read_settings
+from jobs.reproduction.causal_disentanglement.pictures import picture_rows, pictures_section
+from jobs.reproduction.causal_disentanglement.report import Outcome
+from jobs.reproduction.causal_disentanglement.tables import (
     ablation,
     contradictions,
     counterfactual_bars,
     rare_bars,
     utility_scores,
 )
+from jobs.reproduction.job import read_experiment
+from jobs.reproduction.measuring import plain
 from tests.conftest import ROOT
 
 FILE = ROOT / "jobs" / "configs" / "reproduce" / "causal_disentanglement.yaml"
 
 
 def experiment(*overrides):
-    return read_experiment(FILE, list(overrides))
+    return read_settings(FILE, list(overrides))
 
 
 # The steps.

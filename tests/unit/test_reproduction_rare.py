@@ -9,9 +9,9 @@ from counterray.diffusion.noise_optimisation import NoiseOptimisationConfig
 from counterray.models.generator import image_seed
 from counterray.models.pathology_ldm.generator import text_editor
 from counterray.models.pathology_ldm.stages import load
-from jobs.reproduction.bench import RareNoise, rare_findings, shows
-from jobs.reproduction.rare import Asked, against_printed
-from jobs.reproduction.scores import rare_refinement
+from jobs.reproduction.causal_disentanglement.bench import RareNoise, rare_findings, shows
+from jobs.reproduction.causal_disentanglement.rare import Asked, against_printed
+from jobs.reproduction.causal_disentanglement.scores import rare_refinement
 from tests.small_pathology_ldm import encoded, ldm_bundle, parent_bundles
 
 

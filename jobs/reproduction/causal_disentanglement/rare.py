@@ -21,7 +21,7 @@ from counterray.evaluation.metric import Judge
 from counterray.models.generator import PREFIX, Edit, image_seed
 from counterray.models.pathology_ldm.prompts import PromptSource, edited_prompts, study_prompts
 from counterray.nn.text import TextStates
-from jobs.reproduction.bench import Bench, RareNoise, shows
+from jobs.reproduction.causal_disentanglement.bench import Bench, RareNoise, shows
 
 FIRST_ITERATIONS = 10
 """The first number of iterations that Algorithm 2 as printed is given; then twice as many."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from counterray import catalog
-from counterray.config import Config, ConfigError, load, validate
+from counterray.config import Config, load, validate
 from counterray.data.ingest import IngestConfig
 from counterray.diffusion.noise_optimisation import NoiseOptimisationConfig
 from counterray.evaluation.downstream import DownstreamConfig
@@ -163,15 +163,12 @@ class Plan:
     models: Mapping[tuple[int, str], str]
 
 
-def read_experiment(path: Path, overrides: list[str]) -> Experiment:
-    """Reads an experiment's YAML.
+def read_settings(path: Path, overrides: list[str]) -> Experiment:
+    """Reads the experiment's YAML.
 
     Raises:
-        ConfigError: If there is none of that name, or a setting is unknown or refused.
+        ConfigError: If a setting is unknown or refused.
     """
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
-        raise ConfigError(f"There is no experiment {path.stem!r}. Available: {known}.")
     return load(Experiment, path, overrides)
 
 

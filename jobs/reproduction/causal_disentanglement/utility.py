@@ -12,8 +12,8 @@ from counterray.evaluation.counterfactuals import pieces
 from counterray.evaluation.downstream import downstream_utility
 from counterray.evaluation.opening import gather
 from counterray.models.generator import PREFIX, Edit, edited_findings
-from jobs.reproduction.bench import Bench, rare_findings, shows
-from jobs.reproduction.rare import Asked
+from jobs.reproduction.causal_disentanglement.bench import Bench, rare_findings, shows
+from jobs.reproduction.causal_disentanglement.rare import Asked
 
 
 def measure_utility(bench: Bench) -> dict[str, Any]:

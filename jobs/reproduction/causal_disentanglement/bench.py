@@ -24,7 +24,7 @@ from counterray.models.pathology_ldm.generator import GenerationConfig, open_mod
 from counterray.models.pathology_ldm.model import PathologyLDM
 from counterray.models.pathology_ldm.prompts import PromptSource
 from counterray.nn.text import TextStates
-from jobs.reproduction.experiment import Arm, Experiment
+from jobs.reproduction.causal_disentanglement.experiment import Arm, Experiment
 
 Kind = Literal["scores", "rare", "utility"]
 """What is measured; the name of the file that it leaves."""
@@ -51,6 +51,11 @@ class Bench:
     model: str
     classifier: str
     segmentor: str
+
+    @property
+    def folder(self) -> str:
+        """Where its measurements lie."""
+        return f"seed-{self.seed}/{self.arm}"
 
     @property
     def settings(self) -> Arm:

@@ -8,17 +8,15 @@ from typing import Any
 
 from counterray.data.dataset import DatasetManifest
 from counterray.evaluation.downstream import MEASURES, DownstreamUtility
-from counterray.evaluation.report import Block, Card, Cards, Cell, Report, Section, Table, Text, format_number
+from counterray.evaluation.report import Block, Card, Cards, Cell, Report, Section, Table, Text
 from counterray.evaluation.sections import dataset_section, limits_section, provenance_section
 from counterray.evaluation.wording import SYNTHETIC_NOTICE, words
-from jobs.reproduction.experiment import Experiment
-from jobs.reproduction.pictures import pictures_section
-from jobs.reproduction.tables import (
+from jobs.reproduction.bars import Bar, Measured, Spread, bars_table, cell
+from jobs.reproduction.causal_disentanglement.experiment import Experiment
+from jobs.reproduction.causal_disentanglement.pictures import pictures_section
+from jobs.reproduction.causal_disentanglement.tables import (
     AUROC,
     FRECHET,
-    Bar,
-    Measured,
-    Spread,
     ablation,
     contradictions,
     counterfactual_bars,
@@ -140,7 +138,7 @@ class Outcome:
             [
                 [
                     row.arm.label,
-                    *(_cell(row.numbers[c]) for c in columns),
+                    *(cell(row.numbers[c]) for c in columns),
                     row.arm.published.get(FRECHET),
                     row.arm.published.get(AUROC),
                 ]
@@ -163,12 +161,12 @@ class Outcome:
             [
                 words(name),
                 self.full[0]["metrics"].get(f"effectiveness_auroc[{name}]", {}).get("note", ""),
-                *(_cell(metric(self.full, f"{key}[{name}]")) for key in _FINDINGS),
+                *(cell(metric(self.full, f"{key}[{name}]")) for key in _FINDINGS),
             ]
             for name in (self.manifest.finding_names if self.full else ())
         ]
         off_target: list[list[Cell]] = [
-            [label, _cell(metric(self.full, f"off_target_change{subset}"))]
+            [label, cell(metric(self.full, f"off_target_change{subset}"))]
             for label, subset in (
                 ("Counterfactuals", ""),
                 ("Exact counterfactuals", "[exact counterfactual]"),
@@ -199,24 +197,6 @@ _FINDINGS = {
 }
 
 
-def bars_table(bars: Sequence[Bar]) -> Table:
-    """Every bar, the number beside it, and by how much it is met or missed."""
-    return Table(
-        ["What", "Measured", "Bar", "Verdict", "Note"],
-        [
-            [
-                bar.name,
-                _cell(bar.spread),
-                ("≥ " if bar.better == "higher" else "below " if isinstance(bar.bar, Spread) else "≤ ")
-                + format_number(bar.limit),
-                bar.verdict,
-                bar.note,
-            ]
-            for bar in bars
-        ],
-    )
-
-
 def rare_section(measured: Sequence[Measured]) -> Section:
     """Table (c)."""
     blocks: list[Block] = []
@@ -227,14 +207,14 @@ def rare_section(measured: Sequence[Measured]) -> Section:
             [
                 label,
                 *(
-                    _cell(Spread.of(seed[way][key] for seed in seeds))
+                    cell(Spread.of(seed[way][key] for seed in seeds))
                     for key in ("auroc", "ratio", "diversity", "deviation", "distance", "seconds")
                 ),
             ]
             for label, way in (("As drawn", "without"), ("Noise optimised", "with"))
         ]
         real = Spread.of(seed["real"]["auroc"] for seed in seeds)
-        rows.append(["Real images", _cell(real), 1.0, 1.0, 1.0, None, None])
+        rows.append(["Real images", cell(real), 1.0, 1.0, 1.0, None, None])
         columns = ["AUROC", "Ratio to real", "Diversity of real", "Deviation of real", "Distance to target"]
         caption = (
             f"{words(finding)}: asked of {counts} that show it, of patients that the judge has not seen."
@@ -254,16 +234,16 @@ def _printed_table(printed: Sequence[Mapping[str, Any]]) -> Table:
     rows: list[list[Cell]] = [
         [
             label,
-            _cell(Spread.of(seed[key]["seconds"] for seed in printed)),
-            _cell(Spread.of(seed[key]["distance"] for seed in printed)),
+            cell(Spread.of(seed[key]["seconds"] for seed in printed)),
+            cell(Spread.of(seed[key]["distance"] for seed in printed)),
         ]
         for label, key in (("Ours", "ours"), ("Algorithm 2 with its rule of stopping", "as_printed"))
     ]
     rows += [
         [
             f"Algorithm 2, {_range(int(entry['iterations']) for entry in entries)} iterations",
-            _cell(Spread.of(entry["seconds"] for entry in entries)),
-            _cell(Spread.of(entry["distance"] for entry in entries)),
+            cell(Spread.of(entry["seconds"] for entry in entries)),
+            cell(Spread.of(entry["distance"] for entry in entries)),
         ]
         # A seed that has arrived goes no further; rows end with the first to do so.
         for entries in zip(*(seed["trace"] for seed in printed), strict=False)
@@ -299,7 +279,3 @@ def utility_section(measured: Sequence[Measured]) -> Section:
         f"The paper's table 5: ResNet-18 on {first['real']} real training images, and with "
         f"{first['synthetic']} synthetic ones of {rare}. Another seed is another generator and network.",
     )
-
-
-def _cell(spread: Spread) -> Cell:
-    return spread.text or None

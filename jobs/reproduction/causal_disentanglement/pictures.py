@@ -8,7 +8,7 @@ from counterray.evaluation.counterfactuals import Counterfactuals
 from counterray.evaluation.pictures import grey_picture
 from counterray.evaluation.report import ImageGrid, ImageRow, Section
 from counterray.evaluation.sections import findings_text, instructive_rows
-from jobs.reproduction.tables import Measured
+from jobs.reproduction.bars import Measured
 
 _ROWS = 6
 

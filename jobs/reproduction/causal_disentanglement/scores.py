@@ -17,8 +17,8 @@ from counterray.evaluation.settings import Settings
 from counterray.models.pathology_ldm.abduction import Abducted
 from counterray.models.pathology_ldm.generator import NoiseRefinement, text_editor
 from counterray.nn.text import TextStates
-from jobs.reproduction.bench import Bench, RareNoise, shows
-from jobs.reproduction.pictures import picture_rows
+from jobs.reproduction.causal_disentanglement.bench import Bench, RareNoise, shows
+from jobs.reproduction.causal_disentanglement.pictures import picture_rows
 
 _LAW_IMAGES = 8
 """Images for the laws of repeated editing, which none of the tables shows."""

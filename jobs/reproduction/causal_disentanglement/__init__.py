@@ -1,0 +1,1 @@
+"""Causal disentanglement (Nie et al.): ablation, counterfactuals, rare findings, downstream use."""

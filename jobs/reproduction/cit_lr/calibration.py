@@ -1,0 +1,116 @@
+"""How often the counterfactual audit errs, over freshly drawn worlds whose truth is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+
+from counterray.audits.counterfactual_effect import counterfactual_effect
+from counterray.audits.findings import PairFinding
+from counterray.audits.scores import CounterfactualScores
+from counterray.audits.settings import AuditConfig
+from counterray.audits.worlds.equations import Individuals, World, WorldConfig
+from counterray.audits.worlds.generators import ExactGenerator, Generator, StructuralModel
+from counterray.audits.worlds.pool import DialledClassifier, pool_scores
+from jobs.reproduction.cit_lr.experiment import Calibration, CalibrationRun, Setting
+from jobs.reproduction.cit_lr.world import without_gates
+
+ALPHA = 0.05
+
+
+def measure_calibration(run: CalibrationRun) -> dict[str, Any]:
+    """Rates over replicates, each a world, a logistic classifier and its audit drawn anew.
+
+    Returns:
+        ``rejected``: share of p-values of dependence up to 0.05; ``rejected_randomised``: the same with ties
+        broken at random, which is what can be 0.05 where nothing moves; ``invariant``: share of replicates
+        found equivalent within the margins; ``depends``: share of verdicts "depends"; ``replicates``.
+    """
+    settings = run.experiment.calibration
+    findings = [
+        replicate(run.setting, settings, without_gates(run.experiment.audit), seed=seed)
+        for seed in range(settings.replicates)
+    ]
+    return {
+        "setting": run.setting,
+        "replicates": len(findings),
+        "rejected": _share([found.p_value <= ALPHA for found in findings]),
+        "rejected_randomised": _share([found.p_randomised <= ALPHA for found in findings]),
+        "rejected_delta": _share([found.p_delta <= ALPHA for found in findings]),
+        "invariant": _share([found.verdict == "invariant" for found in findings]),
+        "depends": _share([found.verdict == "depends" for found in findings]),
+    }
+
+
+def replicate(setting: Setting, settings: Calibration, config: AuditConfig, *, seed: int) -> PairFinding:
+    """One world, one classifier and its audit."""
+    world = World(WorldConfig(name="linear", noise=settings.noise, seed=seed))
+    learning = world.individuals(settings.learning, seed=0)
+    audited = world.individuals(settings.individuals, seed=1)
+    config = config.model_copy(
+        update={"seed": seed, "permutations": settings.permutations, "resamples": settings.resamples}
+    )
+    if setting in ("power", "false_equivalence"):
+        effect = settings.effect if setting == "power" else config.margins.absolute_effect
+        scores = _with_effect(world, learning, audited, effect)
+    else:
+        generator, null = _generators(setting, world, learning, settings, seed=seed)
+        pool = [_logistic(world, learning, strength=0.0)]
+        scores = pool_scores(world, pool, audited, generator, null_generators=null)
+    [finding] = counterfactual_effect(scores, config, readings=[]).findings
+    return finding
+
+
+def _generators(
+    setting: Setting, world: World, learning: Individuals, settings: Calibration, *, seed: int
+) -> tuple[Generator, list[Generator]]:
+    match setting:
+        case "exact_abducted":
+            return ExactGenerator(world), []
+        case "exact_redrawn":
+            return ExactGenerator(world, noise="redrawn"), []
+        case "learned_abducted":
+            return StructuralModel(world, learning), []
+        case "learned_redrawn":
+            return StructuralModel(world, learning, noise="redrawn", seed=seed), []
+        case _:
+            null: list[Generator] = [
+                StructuralModel(world, learning, graph="unknown", shuffled=k)
+                for k in range(settings.null_generators)
+            ]
+            return StructuralModel(world, learning, graph="unknown"), null
+
+
+def _logistic(world: World, learning: Individuals, *, strength: float) -> DialledClassifier:
+    view = world.view(world.features(learning), strength)
+    model = LogisticRegression().fit(view, world.labels(learning))
+    return DialledClassifier(f"logistic s={strength:g}", "logistic", strength, model)
+
+
+def _with_effect(
+    world: World, learning: Individuals, audited: Individuals, effect: float
+) -> CounterfactualScores:
+    """Scores of a classifier whose true mean ``|effect|`` is ``effect``.
+
+    ``(1 - w) h_0 + w h_1`` of an invariant and a dependent classifier moves by ``w`` times what h_1 moves,
+    whose mean is simulated.
+    """
+    pool = [_logistic(world, learning, strength=strength) for strength in (0.0, 1.0)]
+    many = world.individuals(4000, seed=2)
+    zero, one = (pool[1].scores(world, world.features(many, np.full(len(many), level))) for level in (0, 1))
+    share = effect / np.abs(one - zero).mean()
+    scores = pool_scores(world, pool, audited, ExactGenerator(world))
+    weights = np.array([1 - share, share])
+    return replace(
+        scores.select([0]),
+        observed=np.tensordot(weights, scores.observed, axes=1)[None],
+        intervened=np.tensordot(weights, scores.intervened, axes=1)[None],
+        placebo=np.tensordot(weights, scores.placebo, axes=1)[None],
+    )
+
+
+def _share(hits: list[bool]) -> float:
+    return float(np.mean(hits))

@@ -1,0 +1,1 @@
+"""Audits of diagnostic models: associational ones, the published test, and counterfactual effects."""

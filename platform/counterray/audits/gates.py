@@ -1,0 +1,136 @@
+"""Validity gates: is the generator fit to say anything about this attribute?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from counterray.audits.errors import AuditError
+from counterray.audits.settings import GateConfig
+
+GateName = Literal["effectiveness", "composition", "off_target", "identity", "judge_auroc"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What was measured of a generator.
+
+    Attributes:
+        gate: Which gate it is for.
+        value: The number.
+        judge: Label of the network that measured it, if any.
+        note: What a reader must know.
+    """
+
+    gate: GateName
+    value: float
+    judge: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """A gate and whether it is open.
+
+    Attributes:
+        name: Which one.
+        value: What was measured; NaN where nothing was.
+        limit: What is asked for.
+        better: On which side of the limit the value has to be.
+        state: ``open``, ``closed`` or ``waived``.
+        reason: Why it is closed, or why it was waived.
+        remedy: What would open it.
+        judge: Who measured.
+    """
+
+    name: GateName
+    value: float
+    limit: float
+    better: Literal["higher", "lower"]
+    state: Literal["open", "closed", "waived"]
+    reason: str = ""
+    remedy: str = ""
+    judge: str | None = None
+
+
+@dataclass(frozen=True)
+class _Kind:
+    better: Literal["higher", "lower"]
+    closed: str
+    remedy: str
+
+
+_KINDS: dict[GateName, _Kind] = {
+    "effectiveness": _Kind(
+        "higher",
+        "an independent judge does not read the level that was asked for, so classifiers were not shown it",
+        "train the generator longer, or guide it more strongly towards the attribute",
+    ),
+    "composition": _Kind(
+        "lower",
+        "the generator changes images when nothing is asked of it",
+        "train its autoencoder longer, or sample it by inversion from the image's own noise",
+    ),
+    "off_target": _Kind(
+        "lower",
+        "the generator changes findings or attributes that should stay, so an effect may be theirs",
+        "strengthen its disentanglement, hold the other attributes, or audit the direct effect",
+    ),
+    "identity": _Kind(
+        "higher",
+        "a counterfactual is another patient's image",
+        "start the generation from less noise, or keep more of the image's own noise",
+    ),
+    "judge_auroc": _Kind(
+        "higher",
+        "the judge of the attribute is weak on real images, so its readings of generated ones mean little",
+        "train the judge on more data, of patients that the generator has not seen",
+    ),
+}
+
+
+def gates(readings: Sequence[Reading], config: GateConfig) -> list[Gate]:
+    """Every gate, in a fixed order; one that was not measured is closed unless the settings waive it.
+
+    Raises:
+        AuditError: If a gate was measured twice, or a waived name is no gate.
+    """
+    names = [reading.gate for reading in readings]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    unknown = sorted(set(config.waived) - set(_KINDS))
+    if twice:
+        raise AuditError(f"Gate {twice[0]} was measured twice; give its worst reading.")
+    if unknown:
+        raise AuditError(f"gates.waived names {unknown[0]!r}, which is no gate; gates: {', '.join(_KINDS)}.")
+    measured = {reading.gate: reading for reading in readings}
+    return [_gate(name, kind, measured.get(name), config) for name, kind in _KINDS.items()]
+
+
+def _gate(name: GateName, kind: _Kind, reading: Reading | None, config: GateConfig) -> Gate:
+    limit = float(getattr(config, name))
+    value = math.nan if reading is None else reading.value
+    state: Literal["open", "closed", "waived"] = "open"
+    reason = remedy = ""
+    passes = value >= limit if kind.better == "higher" else value <= limit
+    if name in config.waived:
+        state, reason = "waived", config.waived[name]
+    elif reading is None or math.isnan(value):
+        state, reason = "closed", "it was not measured"
+        remedy = f"measure it, or give a reason in gates.waived.{name}"
+    elif not passes:
+        sign = "below" if kind.better == "higher" else "above"
+        state, remedy = "closed", kind.remedy
+        reason = f"{value:.3g} is {sign} gates.{name} = {limit:g}: {kind.closed}"
+    judge = None if reading is None else reading.judge
+    return Gate(
+        name=name,
+        value=value,
+        limit=limit,
+        better=kind.better,
+        state=state,
+        reason=reason,
+        remedy=remedy,
+        judge=judge,
+    )

@@ -1,0 +1,141 @@
+"""Equivalence, corrections and power: by hand, and against statsmodels and SciPy."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binom, binomtest
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.weightstats import DescrStatsW
+
+from counterray.audits.clustered import ClusteredMeans
+from counterray.audits.equivalence import (
+    below_margin,
+    effective_patients,
+    equivalence_of_means,
+    rate_below_margin,
+    rate_interval,
+    unseen,
+)
+from counterray.audits.errors import AuditError
+from counterray.audits.multiplicity import benjamini_yekutieli, corrected, holm
+from counterray.audits.power import detectable_effect, patients_for_equivalence, patients_to_detect
+
+
+def means_of(values):
+    return ClusteredMeans.of(np.asarray(values, dtype=float), np.arange(np.shape(values)[-1]))
+
+
+def test_two_one_sided_tests_are_those_of_statsmodels():
+    half = np.random.default_rng(0).normal(0, 0.3, 300)
+    values = np.concatenate([0.01 + half, 0.01 - half])  # no skewness, so Hall's correction is none
+    expected, *_ = DescrStatsW(values).ttost_mean(-0.03, 0.03)
+    assert 0.01 < expected < 0.1
+    assert equivalence_of_means(means_of(values), 0.03) == pytest.approx(expected, rel=1e-6)
+
+
+def test_two_one_sided_tests_by_hand():
+    # Values ±0.01 about 0, n = 4: error = 0.01 sqrt(4/3) / 2, t = 0.02 / error with 3 degrees of freedom.
+    from scipy.stats import t
+
+    means = means_of([0.01, -0.01, 0.01, -0.01])
+    assert means.p_less(0.02) == pytest.approx(t.sf(0.02 / (0.01 * math.sqrt(4 / 3) / 2), 3))
+
+
+def test_few_patients_cannot_prove_a_small_margin_however_still_they_are():
+    still = means_of(np.zeros(20))
+    assert equivalence_of_means(still, 0.05) == pytest.approx(0.95**20)
+    assert below_margin(still, 0.05) == pytest.approx(0.95**20)
+    assert equivalence_of_means(means_of(np.zeros(59)), 0.05) < 0.05
+    assert unseen(58, 0.05) > 0.05
+
+
+@pytest.mark.parametrize("hits", [0, 1, 7, 30])
+def test_rates_of_independent_patients_are_those_of_the_exact_binomial(hits):
+    values = np.zeros(500)
+    values[:hits] = 1
+    means = means_of(values)
+    # The error divides by P - 1, so that n* is 499 where anything varies.
+    size = 500 if hits == 0 else 499
+    assert effective_patients(means) == pytest.approx(size)
+    low, high = rate_interval(means)
+    expected = proportion_confint(hits, 500, method="beta")
+    assert (float(low), float(high)) == pytest.approx(expected, rel=1e-2)
+    exact = binomtest(hits, 500, 0.05, alternative="less").pvalue
+    assert rate_below_margin(means, 0.05) == pytest.approx(exact, rel=0.05)
+
+
+def test_a_rate_that_was_never_seen_has_the_rule_of_three():
+    _, high = rate_interval(means_of(np.zeros(300)))
+    assert high == pytest.approx(1 - 0.025 ** (1 / 300))
+    assert rate_below_margin(means_of(np.ones(30)), 0.05) == 1
+
+
+def test_false_equivalence_of_a_rate_on_the_margin_is_bounded_by_the_binomial():
+    flips = np.arange(60)
+    claimed = [
+        k for k in flips if rate_below_margin(means_of(np.r_[np.ones(k), np.zeros(500 - k)]), 0.05) <= 0.05
+    ]
+    assert binom.cdf(max(claimed), 500, 0.05) <= 0.05
+
+
+def test_repeated_images_are_no_more_patients():
+    once = ClusteredMeans.of(np.array([1.0, 0, 0, 0, 1, 0, 0, 0]), np.arange(8))
+    thrice = ClusteredMeans.of(np.repeat([1.0, 0, 0, 0, 1, 0, 0, 0], 3), np.repeat(np.arange(8), 3))
+    assert thrice.error == pytest.approx(once.error)
+    assert effective_patients(thrice) == pytest.approx(effective_patients(once))
+
+
+def test_holm_by_hand():
+    # Sorted .01 .02 .03 .04: times 4 3 2 1 gives .04 .06 .06 .04, made monotone: .04 .06 .06 .06.
+    assert holm(np.array([0.04, 0.01, 0.03, 0.02])) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+
+
+def test_benjamini_yekutieli_by_hand():
+    # m Σ 1/k = 3 · 11/6 = 5.5: .01·5.5/1 = .055, .02·5.5/2 = .055, .3·5.5/3 = .55.
+    assert benjamini_yekutieli(np.array([0.3, 0.01, 0.02])) == pytest.approx([0.55, 0.055, 0.055])
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_corrections_are_those_of_statsmodels(p_values):
+    p = np.array(p_values)
+    assert np.allclose(holm(p), multipletests(p, method="holm")[1])
+    assert np.allclose(benjamini_yekutieli(p), multipletests(p, method="fdr_by")[1])
+
+
+def test_a_missing_p_value_is_no_member_of_a_family():
+    with pytest.raises(AuditError, match="leave out tests that could not be made"):
+        corrected(np.array([0.1, np.nan]), "holm")
+    assert corrected(np.array([]), "holm").tolist() == []
+    assert corrected(np.array([0.2, 0.3]), "none").tolist() == [0.2, 0.3]
+
+
+@pytest.mark.parametrize("power", [0.8, 0.9])
+@pytest.mark.parametrize("effect", [0.1, 0.3, 0.8])
+def test_patients_needed_are_those_of_statsmodels(effect, power):
+    expected = TTestPower().solve_power(effect, nobs=None, alpha=0.05, power=power, alternative="larger")
+    found = patients_to_detect(np.array([1.0]), effect, alpha=0.05, power=power)
+    assert found[0] == pytest.approx(math.ceil(expected), abs=1)
+
+
+@pytest.mark.parametrize("patients", [30, 200, 1000])
+def test_detectable_effects_are_those_of_statsmodels(patients):
+    expected = TTestPower().solve_power(None, nobs=patients, alpha=0.05, power=0.9, alternative="larger")
+    found = detectable_effect(np.array([1.0]), patients, alpha=0.05, power=0.9)
+    assert found[0] == pytest.approx(expected, rel=0.01)
+
+
+def test_equivalence_of_still_scores_needs_the_patients_to_have_seen_a_rare_jump():
+    found = patients_for_equivalence(np.array([0.0, 0.5]), 0.05, alpha=0.05, power=0.9)
+    assert found[0] == math.ceil(math.log(0.05) / math.log(0.95))
+    # (1.6449 + 1.6449)² · 100 + 1.6449² / 2
+    assert found[1] == pytest.approx(1084, abs=1)
+
+
+def test_two_patients_detect_nothing():
+    assert detectable_effect(np.array([0.1]), 1, alpha=0.05, power=0.9)[0] == math.inf
