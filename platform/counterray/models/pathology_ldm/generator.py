@@ -12,6 +12,7 @@ from torch import Tensor
 from counterray.bundle import Bundle
 from counterray.config import Config, ConfigError, validate
 from counterray.data.study import Batch
+from counterray.diffusion.abduction import AbductionConfig
 from counterray.diffusion.noise_optimisation import (
     NoiseOptimisationConfig,
     OptimisedNoise,
@@ -20,7 +21,7 @@ from counterray.diffusion.noise_optimisation import (
 from counterray.diffusion.sampling import SamplerConfig
 from counterray.diffusion.targets import targets_for, typical_spread
 from counterray.models.generator import Edit, EditError, edited_findings, generation_device, image_seed
-from counterray.models.pathology_ldm.abduction import Abducted, AbductionConfig
+from counterray.models.pathology_ldm.abduction import Abducted
 from counterray.models.pathology_ldm.model import PathologyLDM
 from counterray.models.pathology_ldm.prompts import PromptSource, edited_prompts, study_prompts
 from counterray.models.pathology_ldm.stages import load, prompt_source
