@@ -85,7 +85,7 @@ class ChunkWriter:
             GenerationError: If the bundle is no generator, or of images of another size.
         """
         self.generator = opened(self.bundle, self.dataset, self.config)
-        self.config.edit().require(self.generator.finding_names)
+        self.config.edit().require(self.generator.finding_names, self.generator.levels)
         return self
 
     def __call__(self, chunk: Chunk) -> dict[str, int]:
@@ -197,6 +197,13 @@ def opened(bundle: Bundle, dataset: Dataset, config: GeneratorSettings) -> Gener
             f"{dataset.location.uri} have {dataset.manifest.image_size} px. Ingest the data with image_size="
             f"{generator.image_size}."
         )
+    for name, levels in generator.levels.items():
+        if dataset.manifest.vocabulary.get(name) != levels:
+            found = ", ".join(dataset.manifest.vocabulary.get(name, ())) or "none"
+            raise GenerationError(
+                f"--model {bundle.location.uri} knows the levels {', '.join(levels)} of {name}; --data "
+                f"{dataset.location.uri} has {found}. Ingest the data so that their levels are the same."
+            )
     return generator
 
 

@@ -16,14 +16,18 @@ from counterray.data.phantom.render import exact_scm
 from counterray.data.phantom.scm import VOCABULARY, swap_pathology
 from counterray.data.phantom.studies import parents_of
 from counterray.data.study import Batch
-from counterray.evaluation.counterfactuals import Editor, swap_editor
+from counterray.evaluation.counterfactuals import Editor, editor, swap_editor
 from counterray.evaluation.generator import Exact
 from counterray.evaluation.metric import UnscorableError
-from counterray.models.generator import Generator
+from counterray.models.generator import Generator, generation_device
 from counterray.models.gsvae.generator import GSVAEGenerator
 from counterray.models.gsvae.mechanism import GSVAEMechanism
 from counterray.models.gsvae.stages import GSVAEConfig
 from counterray.models.gsvae.stages import load as load_gsvae
+from counterray.models.mine_ldm.generator import AttributeGenerator, open_conditional_vae, open_ldm
+from counterray.models.mine_ldm.generator import GenerationConfig as AttributeGeneration
+from counterray.models.mine_ldm.mechanism import AttributeMechanism
+from counterray.models.mine_ldm.model import AttributeModel
 from counterray.models.pathology_ldm.generator import (
     GenerationConfig,
     PathologyLDMGenerator,
@@ -54,7 +58,7 @@ class _Opener:
 
 
 def _gsvae_editor(bundle: Bundle, settings: GenerationSettings, seed: int) -> Editor:
-    _refuse(settings)
+    _refuse(bundle, settings)
     metadata = bundle.metadata
     return swap_editor(
         GSVAEMechanism(
@@ -66,13 +70,13 @@ def _gsvae_editor(bundle: Bundle, settings: GenerationSettings, seed: int) -> Ed
 
 
 def _gsvae_generator(bundle: Bundle, training: Iterable[Batch], settings: GenerationSettings) -> Generator:
-    _refuse(settings)
+    _refuse(bundle, settings)
     return GSVAEGenerator(bundle, training)
 
 
-def _refuse(settings: GenerationSettings) -> None:
+def _refuse(bundle: Bundle, settings: GenerationSettings) -> None:
     if settings:
-        raise ConfigError(f"A gsvae generator has no settings; leave out {', '.join(settings)}.")
+        raise ConfigError(f"A {bundle.stage} generator has no settings; leave out {', '.join(settings)}.")
 
 
 def _pathology_ldm_editor(bundle: Bundle, settings: GenerationSettings, seed: int) -> Editor:
@@ -96,9 +100,29 @@ def _pathology_ldm_words(bundle: Bundle, settings: GenerationSettings) -> Prompt
     return validate(GenerationConfig, settings).prompts or prompt_source(bundle)
 
 
+def _attribute_model(bundle: Bundle, settings: GenerationSettings) -> AttributeModel:
+    if bundle.stage == "mine_vae":
+        _refuse(bundle, settings)
+        return open_conditional_vae(bundle).to(generation_device())
+    return open_ldm(bundle, validate(AttributeGeneration, settings)).to(generation_device())
+
+
+def _attribute_editor(bundle: Bundle, settings: GenerationSettings, seed: int) -> Editor:
+    mechanism = AttributeMechanism(_attribute_model(bundle, settings), seed=seed)
+    return editor(mechanism, lambda batch: batch.attributes)
+
+
+def _attribute_generator(
+    bundle: Bundle, training: Iterable[Batch], settings: GenerationSettings
+) -> Generator:
+    return AttributeGenerator(_attribute_model(bundle, settings))
+
+
 _OPENERS: Mapping[str, _Opener] = {
     "gsvae": _Opener(_gsvae_editor, _gsvae_generator, words=None),
     "pathology_ldm": _Opener(_pathology_ldm_editor, _pathology_ldm_generator, words=_pathology_ldm_words),
+    "mine_ldm": _Opener(_attribute_editor, _attribute_generator, words=None),
+    "mine_vae": _Opener(_attribute_editor, _attribute_generator, words=None),
 }
 
 

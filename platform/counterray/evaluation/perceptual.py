@@ -10,6 +10,7 @@ from counterray.evaluation.features import LayerJudge
 from counterray.evaluation.metric import UnscorableError
 from counterray.nn.perceptual import map_distance
 
+
 @torch.no_grad()
 def perceptual_distance(
     image: Tensor, reference: Tensor, judge: LayerJudge, *, batch_size: int = 64

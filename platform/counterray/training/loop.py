@@ -10,6 +10,8 @@ from torch import nn
 from counterray.bundle import Bundle
 from counterray.data.dataset import DatasetInfo
 from counterray.data.study import Batch
+from counterray.training.config import OptimizerConfig
+from counterray.training.optimizer import make_optimizer, set_rates
 from counterray.training.stage import Losses, Stage
 
 
@@ -43,10 +45,11 @@ def train(
     torch.manual_seed(seed)
     module = stage.build(inputs or {}, data)
     module.train()
-    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=learning_rate)
+    optimizer = make_optimizer(stage, module, OptimizerConfig(lr=learning_rate))
     for step, batch in zip(range(steps), repeat(batches), strict=False):
         losses = stage.loss(module, batch, step)
         require_finite(losses, step)
+        set_rates(optimizer, stage, step, learning_rate)
         optimizer.zero_grad()
         losses.total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -82,6 +82,7 @@ class PathologyLDMGenerator:
         self.prompts = self.config.prompts or prompt_source(bundle)
         self.image_size: int = self.model.image_size
         self.finding_names: tuple[str, ...] = tuple(bundle.metadata["finding_names"])
+        self.levels: Mapping[str, tuple[str, ...]] = {}
         self._training = training
         self._references: dict[tuple[str, ...], Tensor] = {}
 
@@ -237,7 +238,7 @@ def text_editor(
 def _asked(edit: Edit) -> tuple[str, ...]:
     """Findings that an edit asks to show."""
     if edit.do:
-        return tuple(sorted(name.removeprefix("finding.") for name, value in edit.do.items() if value == 1))
+        return tuple(sorted(name for name, value in edit.findings.items() if value == 1))
     [refined] = RulesRefiner().refine([edit.prompt])
     affirmed = {m.finding for m in refined.mentions if not m.negated and m.finding != "no_finding"}
     return tuple(sorted(affirmed))
