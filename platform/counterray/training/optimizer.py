@@ -34,7 +34,7 @@ class TurnAdamW(torch.optim.AdamW):
     Reference: Loshchilov and Hutter, 2019, https://arxiv.org/abs/1711.05101
     """
 
-    def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One update of the groups whose rate is not 0."""
         for group in self.param_groups:
             if group["lr"] == 0:
