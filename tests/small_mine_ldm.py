@@ -10,7 +10,7 @@ from counterray.storage import resolve
 from counterray.training.loop import train
 from tests.predictor_toys import DATA, batch
 
-ATTRIBUTES = ("sex", "scanner")
+ATTRIBUTES = ("scanner", "sex")
 NETWORK = {"latent_channels": 4, "widths": (8, 16), "strides": (2, 2)}
 WEIGHTS = {"perceptual": 0.0}
 PERTURBATION = {"widths": (8, 16)}

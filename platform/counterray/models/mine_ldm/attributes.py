@@ -23,7 +23,8 @@ class AttributeSpace:
     """Categorical attributes with their levels.
 
     Attributes:
-        levels: Attribute to its levels, in the order of their codes.
+        levels: Attribute to its levels, in the order of their codes; attributes by name, as JSON keeps them:
+            networks depend on the order.
     """
 
     levels: Mapping[str, tuple[str, ...]]
@@ -37,12 +38,12 @@ class AttributeSpace:
         """
         varied = [name for name, values in data.vocabulary.items() if len(values) > 1]
         names = chosen(names, varied, setting="attributes", what="attributes with two levels or more")
-        return cls({name: tuple(data.vocabulary[name]) for name in names})
+        return cls({name: tuple(data.vocabulary[name]) for name in sorted(names)})
 
     @classmethod
     def read(cls, metadata: Mapping[str, Any]) -> AttributeSpace:
         """The space that `described` described."""
-        return cls({name: tuple(values) for name, values in metadata["levels"].items()})
+        return cls({name: tuple(values) for name, values in sorted(metadata["levels"].items())})
 
     def described(self) -> dict[str, Any]:
         """As metadata of a bundle."""

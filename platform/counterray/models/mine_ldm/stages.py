@@ -139,7 +139,7 @@ class MineLDMStage:
         if theirs != space:
             raise ValueError(
                 f"attributes = {', '.join(space.levels)}, but inputs.perturbation takes out "
-                f"{', '.join(theirs.levels)}; train both with the same attributes in the same order."
+                f"{', '.join(theirs.levels)}; train both with the same attributes."
             )
         return load_perturbation(bundle)
 

@@ -18,7 +18,8 @@ from counterray.nn.blocks import ResidualBlock, Upsample, normalization, paramet
 from counterray.nn.gaussian import LOG_VARIANCE_RANGE, reparameterise
 
 MOMENTUM = 0.02
-"""Weight of a batch in the running moments of the latents: a memory of about 50 batches."""
+"""Least weight of a batch in the running moments of the latents: a memory of about 50 batches. The first
+batches weigh alike."""
 
 
 class VAENetworkConfig(Config):
@@ -78,6 +79,7 @@ class AttributeVAE(nn.Module):
 
     latent_mean: Tensor
     latent_variance: Tensor
+    observed: Tensor
 
     def __init__(
         self, config: VAENetworkConfig, *, image_size: int, space: AttributeSpace | None = None
@@ -96,6 +98,7 @@ class AttributeVAE(nn.Module):
         self.decoder = _Decoder(config, config.latent_channels + told)
         self.register_buffer("latent_mean", torch.zeros(config.latent_channels))
         self.register_buffer("latent_variance", torch.ones(config.latent_channels))
+        self.register_buffer("observed", torch.zeros((), dtype=torch.long))
 
     def forward(self, image: Tensor, codes: Tensor | None = None) -> tuple[Posterior, Decoded]:
         """Posterior, and the images of a draw from it; in training the running moments move.
@@ -146,8 +149,10 @@ class AttributeVAE(nn.Module):
     @torch.no_grad()
     def _observe(self, mean: Tensor) -> None:
         centre, spread = mean.mean((0, 2, 3)), mean.var((0, 2, 3), unbiased=False)
-        self.latent_mean.copy_(self.latent_mean.float().lerp(centre, MOMENTUM))
-        self.latent_variance.copy_(self.latent_variance.float().lerp(spread, MOMENTUM))
+        self.observed += 1
+        rate = (1.0 / self.observed).clamp(min=MOMENTUM)
+        self.latent_mean.copy_(self.latent_mean.float().lerp(centre, rate))
+        self.latent_variance.copy_(self.latent_variance.float().lerp(spread, rate))
 
     def _told(self, maps: Tensor, codes: Tensor | None) -> Tensor:
         if self.space is None:
