@@ -22,7 +22,7 @@ from counterray.data.batching import read_batches
 from counterray.data.dataset import Dataset
 from counterray.data.secondary_capture import Origin, encode_secondary_capture
 from counterray.data.study import Batch
-from counterray.evaluation.opening import open_generator
+from counterray.evaluation.opening import open_generator, require_levels
 from counterray.models.generator import Edit, Generator, image_seed
 from counterray.storage import Location, StorageError, publish
 from jobs.generation.editing import Edited, edit_rows, to_grey
@@ -182,13 +182,14 @@ def opened(bundle: Bundle, dataset: Dataset, config: GeneratorSettings) -> Gener
     """The generator of a bundle, for images of a dataset.
 
     Raises:
-        GenerationError: If the bundle is no generator, its settings are refused, or its images are of another
-            size.
+        GenerationError: If the bundle is no generator, its settings are refused, or its images or its
+            attributes' levels are others than the data's.
     """
     try:
         generator = open_generator(
             bundle, TrainingBatches(dataset, config.bank_studies), settings=config.generator
         )
+        require_levels(generator.levels, dataset.manifest.vocabulary)
     except ValueError as error:
         raise GenerationError(str(error)) from error
     if generator.image_size != dataset.manifest.image_size:
@@ -197,13 +198,6 @@ def opened(bundle: Bundle, dataset: Dataset, config: GeneratorSettings) -> Gener
             f"{dataset.location.uri} have {dataset.manifest.image_size} px. Ingest the data with image_size="
             f"{generator.image_size}."
         )
-    for name, levels in generator.levels.items():
-        if dataset.manifest.vocabulary.get(name) != levels:
-            found = ", ".join(dataset.manifest.vocabulary.get(name, ())) or "none"
-            raise GenerationError(
-                f"--model {bundle.location.uri} knows the levels {', '.join(levels)} of {name}; --data "
-                f"{dataset.location.uri} has {found}. Ingest the data so that their levels are the same."
-            )
     return generator
 
 

@@ -216,8 +216,7 @@ def information(latents, codes, space, seed):
     critic.eval()
     with torch.no_grad():
         product = [
-            critic(latents[1], one_hot[1][other_rows(len(latents[1]), torch.device("cpu"))])
-            for _ in range(5)
+            critic(latents[1], one_hot[1][other_rows(len(latents[1]), torch.device("cpu"))]) for _ in range(5)
         ]
         return float(donsker_varadhan(critic(latents[1], one_hot[1]), torch.cat(product)))
 
@@ -248,9 +247,7 @@ def run(arguments):
     generator = open_generator(made)
     figures = score(generator, test, scorers)
     images = [edited(generator, test.select(torch.arange(8)), "sex", torch.full((8,), c)) for c in (0, 1)]
-    torch.save(
-        (test.image[:8], *images), arguments.out / f"{arguments.arm}-{arguments.seed}.pt"
-    )
+    torch.save((test.image[:8], *images), arguments.out / f"{arguments.arm}-{arguments.seed}.pt")
     if perturbation is not None:
         figures |= {
             f"information_{name}": value

@@ -90,11 +90,7 @@ def test_the_loss_by_hand():
     small = functional.interpolate(image, size=16, mode="area")
     expected = sum(
         share
-        * (
-            (one - other).abs().mean()
-            + 1
-            - structural_similarity_index_measure(one, other, data_range=2.0)
-        )
+        * ((one - other).abs().mean() + 1 - structural_similarity_index_measure(one, other, data_range=2.0))
         for share, one, other in ((2 / 3, output, image), (1 / 3, half, small))
     )
     divergence = 32 * 2.0**2 / 2

@@ -131,7 +131,11 @@ def test_five_steps_of_the_critic_then_one_of_the_perturbation():
     stage = perturbation_stage()
     assert isinstance(stage, Alternating)
     assert [stage.turn(step) for step in range(12)] == ([CRITIC] * 5 + [PERTURBATION]) * 2
-    assert [perturbation_stage(critic_steps=1).turn(step) for step in range(3)] == [CRITIC, PERTURBATION, CRITIC]
+    assert [perturbation_stage(critic_steps=1).turn(step) for step in range(3)] == [
+        CRITIC,
+        PERTURBATION,
+        CRITIC,
+    ]
 
 
 def test_each_step_moves_and_clips_one_part_alone(vae):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -178,11 +178,36 @@ def _opener(bundle: Bundle) -> _Opener:
     return _OPENERS[bundle.stage]
 
 
-def exact_counterfactuals(manifest: DatasetManifest) -> Exact | None:
+def attributes_set_by(bundle: Bundle) -> dict[str, tuple[str, ...]]:
+    """Attributes that a generator's editor takes from the target, each with its levels; none where pathology.
+
+    Raises:
+        UnscorableError: If the bundle is no generator that edits a given image.
+    """
+    _opener(bundle)
+    return {name: tuple(levels) for name, levels in bundle.metadata.get("levels", {}).items()}
+
+
+def require_levels(levels: Mapping[str, Sequence[str]], vocabulary: Mapping[str, Sequence[str]]) -> None:
+    """Refuses data whose codes mean other levels than a generator's.
+
+    Raises:
+        UnscorableError: With both.
+    """
+    for name, known in levels.items():
+        there = vocabulary.get(name, ())
+        if tuple(there) != tuple(known):
+            raise UnscorableError(
+                f"The generator knows the levels {', '.join(known)} of {name}; the data have "
+                f"{', '.join(there) or 'none'}. Ingest data with the same levels in the same order."
+            )
+
+
+def exact_counterfactuals(manifest: DatasetManifest, attributes: Collection[str] = ()) -> Exact | None:
     """The exact counterfactuals of a dataset, ``None`` where its causal model is not known.
 
-    They are known of the phantom: severity, side and zone of every finding are set to the donor's, and the
-    phantom's own causal model abducts, propagates and renders.
+    They are known of the phantom: severity, side and zone of every finding are set to the donor's, or the
+    named attributes are, and the phantom's own causal model abducts, propagates and renders.
     """
     if manifest.source != "phantom":
         return None
@@ -191,7 +216,8 @@ def exact_counterfactuals(manifest: DatasetManifest) -> Exact | None:
     def exact(source: Batch, donor: Batch) -> Tensor:
         model = exact_scm(source.image.shape[-1])
         observed = {"image": source.image.cpu(), **parents_of(source, vocabulary)}
-        do = swap_pathology(parents_of(donor, vocabulary))
+        theirs = parents_of(donor, vocabulary)
+        do = {name: theirs[name] for name in attributes} or swap_pathology(theirs)
         return model.counterfactual(observed, do)["image"].to(source.image)
 
     return exact
