@@ -1,4 +1,4 @@
-"""Make counterfactuals of given studies: by findings, in words or from a donor; or images from text."""
+"""Make counterfactuals of studies: by findings, attributes, words or a donor; or images from text."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def main(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make counterfactuals of given studies: by findings, in words or from a donor; or images from text."""
+    """Make counterfactuals of studies: by findings, attributes, words or a donor; or images from text."""
 
     def work() -> Mapping[str, Any]:
         from counterray.config import ConfigError, read, validate
