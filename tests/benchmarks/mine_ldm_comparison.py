@@ -5,8 +5,9 @@
     python tests/benchmarks/mine_ldm_comparison.py --out runs/mine_ldm --arm beta_vae --seed 0
 
 Each call trains one arm with the shipped settings in the plain loop and writes ``<out>/<arm>-<seed>.json``; a
-finished run is not repeated, and what arms share (data, judges, autoencoder) is made once. Every call prints
-the table of all finished runs. One core, 64x64: about six minutes for what is shared, six for an arm.
+finished run is not repeated, and what arms share (data, judges, autoencoder) is made once. The diffusions
+are scored as the paper draws, and with two settings of ours. Every call prints the table of all finished runs.
+One core, 64x64: about six minutes for what is shared, six for an arm.
 
 Each test image is given another level of sex, and another of the scanner, drawn at random. Judges of other
 patients and another seed than that of the losses read the attribute (effectiveness) and compare features
@@ -51,6 +52,12 @@ CONFIGS = Path(__file__).parents[2] / "jobs" / "configs" / "train"
 ATTRIBUTES = ("scanner", "sex")
 CRITIC_STEPS = 400
 ARMS = ("dldm", "cldm", "beta_vae")
+VARIANTS = {
+    "": {},
+    "guided": {"sampler": {"guidance_scale": 5.0}},
+    "deep": {"start": 500, "sampler": {"guidance_scale": 3.0, "steps": 50}},
+}
+"""Name to how a diffusion generates: as the paper does, under guidance, and from t0 = 500 under guidance."""
 BETA = ("attributes=[sex, scanner]", "weights.kl=1.0")
 
 
@@ -244,10 +251,15 @@ def run(arguments):
     data, test, judge, scorers = prepare(arguments.out)
     start = time.perf_counter()
     made, vae, perturbation = generator_bundle(arguments.out, arguments.arm, data, judge, arguments.seed)
-    generator = open_generator(made)
-    figures = score(generator, test, scorers)
-    images = [edited(generator, test.select(torch.arange(8)), "sex", torch.full((8,), c)) for c in (0, 1)]
-    torch.save((test.image[:8], *images), arguments.out / f"{arguments.arm}-{arguments.seed}.pt")
+    few, scored = test.select(torch.arange(8)), {}
+    for name, settings in VARIANTS.items():
+        if settings and arguments.arm == "beta_vae":
+            continue
+        generator = open_generator(made, settings=settings)
+        scored[name] = score(generator, test, scorers)
+        images = [edited(generator, few, "sex", torch.full((8,), float(code))) for code in (0, 1)]
+        torch.save((few.image, *images), arguments.out / f"{arguments.arm}-{arguments.seed}-{name}.pt")
+    figures = {"variants": scored}
     if perturbation is not None:
         figures |= {
             f"information_{name}": value
@@ -281,11 +293,13 @@ COLUMNS = (
 
 def table(folder):
     """One line a finished run."""
-    lines = [f"{'run':14s}" + "".join(f"{name:>24s}" for name in COLUMNS)]
+    lines = [f"{'run':18s}" + "".join(f"{name:>24s}" for name in COLUMNS)]
     for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_text())
-        cells = [f"{record[name]:24.4f}" if name in record else " " * 23 + "-" for name in COLUMNS]
-        lines.append(f"{path.stem:14s}" + "".join(cells))
+        for variant, figures in record["variants"].items():
+            shown = {**figures, **{name: value for name, value in record.items() if not variant}}
+            cells = [f"{shown[name]:24.4f}" if name in shown else " " * 23 + "-" for name in COLUMNS]
+            lines.append(f"{path.stem + ' ' * bool(variant) + variant:18s}" + "".join(cells))
     return "\n".join(lines)
 
 

@@ -60,7 +60,8 @@ class Critic(nn.Module):
             nn.Linear(width, 1),
         ]
         self.network = nn.Sequential(*layers)
-        # log of the moving average of E[exp S] over the product; an untrained S is about 0.
+        # log of the moving average of E[exp S] over the product; an untrained S is about 0. An engine in bf16
+        # would round its small steps away: the networks are small enough for fp32.
         self.register_buffer("log_average", torch.zeros(()))
 
     def forward(self, latent: Tensor, one_hot: Tensor) -> Tensor:
