@@ -19,9 +19,8 @@ def judge_of(levels):
     """It reads a level off the brightness of the first pixel: -1 is the first one, 1 the last."""
 
     def predict(image):
-        return torch.nn.functional.one_hot(
-            ((image[:, 0, 0, 0] + 1) / 2 * (levels - 1)).round().long(), levels
-        )
+        level = (image[:, 0, 0, 0] + 1) / 2 * (levels - 1)
+        return torch.nn.functional.one_hot(level.round().long(), levels)
 
     return Judge(name="demographic", checksum="0" * 8, predict=predict)
 
