@@ -6,7 +6,7 @@
 
 Each call trains one arm with the shipped settings in the plain loop and writes ``<out>/<arm>-<seed>.json``; a
 finished run is not repeated, and what arms share (data, judges, autoencoder) is made once. The diffusions
-are scored as the paper draws, and with two settings of ours. Every call prints the table of all finished runs.
+are scored as the paper draws, and with two settings of ours. Every call prints the table of finished runs.
 One core, 64x64: about six minutes for what is shared, six for an arm.
 
 Each test image is given another level of sex, and another of the scanner, drawn at random. Judges of other
