@@ -17,12 +17,24 @@ from counterray.data.loader import make_plan, stream
 from counterray.data.study import Batch
 from counterray.evaluation.counterfactuals import Counterfactuals
 from counterray.evaluation.features import feature_judge, layer_judge
-from counterray.evaluation.generator import Judges, evaluate_counterfactuals, shuffled_donors
+from counterray.evaluation.generator import (
+    Judges,
+    evaluate_counterfactuals,
+    shuffled_donors,
+    with_attributes,
+)
 from counterray.evaluation.generator_report import generator_report
-from counterray.evaluation.judge import judge_metrics, open_judge
+from counterray.evaluation.judge import demographic_judges, judge_metrics, open_judge
 from counterray.evaluation.metric import UnscorableError, as_json
 from counterray.evaluation.metric_sections import metric_table
-from counterray.evaluation.opening import exact_counterfactuals, gather, open_editor, word_source
+from counterray.evaluation.opening import (
+    attributes_set_by,
+    exact_counterfactuals,
+    gather,
+    open_editor,
+    require_levels,
+    word_source,
+)
 from counterray.evaluation.reading_set import export_reading_set
 from counterray.evaluation.report import Report, Section
 from counterray.evaluation.sections import (
@@ -39,7 +51,7 @@ from counterray.storage import Location, MissingError, StorageError, resolve
 
 logger = logging.getLogger(__name__)
 
-SCORING = ("classifier", "segmentor", "identity_encoder", "image_text_encoder")
+SCORING = ("classifier", "segmentor", "identity_encoder", "image_text_encoder", "demographic")
 """Stages whose bundles can score a generator."""
 
 FeatureStage = Literal["classifier", "identity_encoder", "image_text_encoder"]
@@ -111,18 +123,22 @@ def evaluate(
 def _generator_report(
     bundle: Bundle, scorers: Sequence[Bundle], dataset: Dataset, place: Location, config: EvaluateConfig
 ) -> tuple[dict[str, Any], Report]:
-    source = _scored(dataset, config)
+    source, levels = _scored(dataset, config), attributes_set_by(bundle)
     donor = shuffled_donors(source, seed=config.seed)
+    if levels:
+        require_levels(levels, dataset.manifest.vocabulary)
+        donor = with_attributes(source, donor, levels)
     condition = _text_condition(bundle, donor, dataset, config)
     evaluation = evaluate_counterfactuals(
         open_editor(bundle, config.generation, seed=config.seed),
         source,
         donor,
         judges=_judges(scorers, config),
-        exact=exact_counterfactuals(dataset.manifest),
+        exact=exact_counterfactuals(dataset.manifest, levels),
         training=_others(dataset, "train", config.training_studies, config),
         validation=_others(dataset, "validation", config.studies, config),
         prevalence=_prevalence(dataset),
+        attributes=tuple(levels),
         settings=Settings(
             cycles=config.cycles,
             law_images=config.law_studies,
@@ -142,7 +158,8 @@ def _generator_report(
     report = generator_report(
         evaluation,
         title=f"Counterfactuals of {bundle.stage}",
-        subtitle="This patient with that patient's pathology, scored by judges that trained apart.",
+        subtitle=f"This patient with that patient's {' and '.join(levels) or 'pathology'}, scored by judges "
+        "that trained apart.",
         manifest=dataset.manifest,
         facts=facts,
         bundles={bundle.stage: bundle.checksum, **{f"judge {s.stage}": s.checksum for s in scorers}},
@@ -159,7 +176,8 @@ def _generator_report(
 
 
 def _judges(scorers: Sequence[Bundle], config: EvaluateConfig) -> Judges:
-    judges = {scorer.stage: open_judge(scorer) for scorer in scorers}
+    judges = {scorer.stage: open_judge(scorer) for scorer in scorers if scorer.stage != "demographic"}
+    reading = next((scorer for scorer in scorers if scorer.stage == "demographic"), None)
     comparing = next((scorer for scorer in scorers if scorer.stage == config.features), None)
     return Judges(
         classifier=judges.get("classifier"),
@@ -167,6 +185,7 @@ def _judges(scorers: Sequence[Bundle], config: EvaluateConfig) -> Judges:
         identity=judges.get("identity_encoder"),
         features=feature_judge(comparing) if comparing else None,
         layers=layer_judge(comparing) if comparing else None,
+        attributes=demographic_judges(reading) if reading else {},
     )
 
 

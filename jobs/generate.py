@@ -1,4 +1,4 @@
-"""Make counterfactuals of given studies: by findings, in words or from a donor; or images from text."""
+"""Make counterfactuals of studies: by findings, attributes, words or a donor; or images from text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def main(
     do: Annotated[
         list[str] | None,
         typer.Option(
-            help="Set a finding: finding.pleural_effusion=1. Repeatable, together one intervention."
+            help="Set a finding, finding.pleural_effusion=1, or an attribute, sex=male. Repeatable, together "
+            "one intervention."
         ),
     ] = None,
     severity: Annotated[
@@ -51,7 +52,7 @@ def main(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make counterfactuals of given studies: by findings, in words or from a donor; or images from text."""
+    """Make counterfactuals of studies: by findings, attributes, words or a donor; or images from text."""
 
     def work() -> Mapping[str, Any]:
         from counterray.config import ConfigError, read, validate
@@ -84,24 +85,26 @@ def main(
     run(work, as_json=as_json, summary=_summary)
 
 
-def interventions(assignments: list[str]) -> dict[str, float]:
-    """Assignments such as ``finding.edema=1`` by name.
+def interventions(assignments: list[str]) -> dict[str, float | str]:
+    """Assignments such as ``finding.edema=1`` or ``sex=male`` by name.
 
     Raises:
-        ConfigError: If one is no assignment of a number, or a name is given twice.
+        ConfigError: If one is no assignment, gives a finding no number, or a name is given twice.
     """
     from counterray.config import ConfigError
 
-    values: dict[str, float] = {}
+    values: dict[str, float | str] = {}
     for assignment in assignments:
         name, separator, text = assignment.partition("=")
+        value: float | str = text
         try:
             value = float(text)
         except ValueError:
-            value, separator = 0.0, ""
-        if not separator or not name or name in values:
+            separator = "" if name.startswith("finding.") else separator
+        if not (separator and name and text) or name in values:
             raise ConfigError(
-                f"{assignment!r} is not of the form finding.<name>=<number>, or its name is given twice."
+                f"{assignment!r} is not of the form finding.<name>=<number> or <attribute>=<level>, or its "
+                "name is given twice."
             )
         values[name] = value
     return values

@@ -22,7 +22,7 @@ from counterray.data.batching import read_batches
 from counterray.data.dataset import Dataset
 from counterray.data.secondary_capture import Origin, encode_secondary_capture
 from counterray.data.study import Batch
-from counterray.evaluation.opening import open_generator
+from counterray.evaluation.opening import open_generator, require_levels
 from counterray.models.generator import Edit, Generator, image_seed
 from counterray.storage import Location, StorageError, publish
 from jobs.generation.editing import Edited, edit_rows, to_grey
@@ -86,13 +86,13 @@ class ChunkWriter:
                 image several times.
         """
         self.generator = opened(self.bundle, self.dataset, self.config)
-        edit = self.config.edit().require(self.generator.finding_names)
+        edit = self.config.edit().require(self.generator.finding_names, self.generator.levels)
         seeded = not self.config.donor and (self.generator.seeded or edit.anatomy_only)
         if is_repeated(self.dataset, self.config) and not seeded:
             raise GenerationError(
                 f"samples={self.config.samples}: every study would have several "
                 f"images, all the same, as what this {self.bundle.stage} makes does not depend on the seed. "
-                "Ask for one of each study, or, of a pathology_ldm, for words or findings with "
+                "Ask for one of each study, or, of a diffusion, for words, findings or attributes with "
                 "--set generator.abduction.noise=fresh."
             )
         return self
@@ -191,13 +191,14 @@ def opened(bundle: Bundle, dataset: Dataset, config: GeneratorSettings) -> Gener
     """The generator of a bundle, for images of a dataset.
 
     Raises:
-        GenerationError: If the bundle is no generator, its settings are refused, or its images are of another
-            size.
+        GenerationError: If the bundle is no generator, its settings are refused, or its images or its
+            attributes' levels are others than the data's.
     """
     try:
         generator = open_generator(
             bundle, TrainingBatches(dataset, config.bank_studies), settings=config.generator
         )
+        require_levels(generator.levels, dataset.manifest.vocabulary)
     except ValueError as error:
         raise GenerationError(str(error)) from error
     if generator.image_size != dataset.manifest.image_size:

@@ -20,6 +20,7 @@ from counterray.data.dataset import Dataset, open_dataset
 from counterray.data.dicom import decode_any
 from counterray.evaluation.contact_sheet import Tile, contact_sheet
 from counterray.evaluation.sections import findings_text
+from counterray.models.generator import Edit
 from counterray.storage import Location, resolve
 from counterray.training.run_folder import RunLock
 from jobs.generation.chunks import ROWS_FILE, ChunkWriter, describe, finished, parquet
@@ -62,7 +63,7 @@ def generate(config: GenerateConfig, *, model: str, data: str, out: str) -> Mapp
     started = time.monotonic()
     asked = config.edit()
     dataset, bundle = open_dataset(data), open_bundle(model)
-    asked.require(bundle.metadata.get("finding_names", ())).require(dataset.manifest.finding_names)
+    _require(asked, bundle, dataset)
     request, target = make_request("generate", bundle, dataset, config), resolve(out)
     check_folder(target, request)
     chunks = plan(dataset, config)
@@ -96,6 +97,12 @@ def generate(config: GenerateConfig, *, model: str, data: str, out: str) -> Mapp
         "contact_sheet": (target / SHEET_FILE).uri,
         "seconds": round(time.monotonic() - started, 1),
     }
+
+
+def _require(asked: Edit, bundle: Bundle, dataset: Dataset) -> None:
+    """What can be checked of an edit before a worker opens the generator."""
+    findings, levels = bundle.metadata.get("finding_names", ()), bundle.metadata.get("levels", {})
+    asked.require(findings, levels).require(dataset.manifest.finding_names, levels)
 
 
 def _make(writer: ChunkWriter, missing: list[Chunk]) -> None:

@@ -69,8 +69,8 @@ class GenerateConfig(WorkConfig):
     drawn: int = Field(default=0, ge=0)
     """Anatomies to draw at random from the split, for images from text alone; 0 edits given studies. The
     anatomy is a patient's still: such images are synthetic, not anonymous."""
-    do: dict[str, float] = Field(default_factory=dict)
-    """Variable to value, together one intervention, such as ``{finding.edema: 1}``."""
+    do: dict[str, float | str] = Field(default_factory=dict)
+    """Variable to value, together one intervention, such as ``{finding.edema: 1}`` or ``{sex: male}``."""
     severity: Severity = ""
     """How marked the findings that are set should be."""
     prompt: str = ""

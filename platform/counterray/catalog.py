@@ -14,6 +14,9 @@ from torch import nn
 from counterray.bundle import Bundle
 from counterray.config import ConfigError, read, validate
 from counterray.models.gsvae import stages as gsvae
+from counterray.models.mine_ldm import perturbation_stage as mine_perturbation
+from counterray.models.mine_ldm import stages as mine_ldm
+from counterray.models.mine_ldm import vae_stage as mine_vae
 from counterray.models.pathology_ldm import stages as pathology_ldm
 from counterray.models.predictors import (
     classifier,
@@ -103,6 +106,27 @@ CATALOG: Mapping[str, Entry] = {
         pathology_ldm.PathologyLDMStage,
         pathology_ldm.load,
         "Nie et al., Causal Disentanglement for Robust Long-tail Medical Image Generation, stage 2",
+    ),
+    "mine_vae": Entry(
+        "mine_ldm",
+        mine_vae.MineVAEConfig,
+        mine_vae.MineVAEStage,
+        mine_vae.load_vae,
+        "Ma et al., 2025, https://arxiv.org/abs/2504.19621; told attributes: Higgins et al., 2017",
+    ),
+    "mine_perturbation": Entry(
+        "mine_ldm",
+        mine_perturbation.MinePerturbationConfig,
+        mine_perturbation.MinePerturbationStage,
+        mine_perturbation.load_perturbation,
+        "Ma et al., 2025, https://arxiv.org/abs/2504.19621; Belghazi et al., 2018",
+    ),
+    "mine_ldm": Entry(
+        "mine_ldm",
+        mine_ldm.MineLDMConfig,
+        mine_ldm.MineLDMStage,
+        mine_ldm.load,
+        "Ma et al., 2025, https://arxiv.org/abs/2504.19621",
     ),
 }
 """Stage name to its entry."""

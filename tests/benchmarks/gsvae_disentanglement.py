@@ -36,13 +36,13 @@ from counterray.data.dataset import DatasetInfo
 from counterray.data.phantom.render import exact_scm
 from counterray.data.phantom.scm import VOCABULARY, swap_pathology
 from counterray.data.phantom.studies import make_batch, parents_of
-from counterray.models.gsvae.losses import structural_similarity
 from counterray.models.gsvae.mechanism import GSVAEMechanism
 from counterray.models.predictors import load_judge
 from counterray.models.predictors.classifier import ClassifierConfig, ClassifierStage
 from counterray.models.predictors.identity import IdentityEncoderConfig, IdentityEncoderStage
 from counterray.models.predictors.image_text import ImageTextEncoderConfig, ImageTextEncoderStage
 from counterray.models.predictors.segmentor import SegmentorConfig, SegmentorStage
+from counterray.nn.ssim import structural_similarity
 from counterray.storage import resolve
 from counterray.training.config import OptimizerConfig
 from counterray.training.loop import repeat, require_finite

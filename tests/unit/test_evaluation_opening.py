@@ -10,7 +10,7 @@ from counterray.config import ConfigError
 from counterray.data.dataset import DatasetInfo, DatasetManifest
 from counterray.data.phantom.scm import VOCABULARY
 from counterray.data.phantom.studies import make_batch
-from counterray.evaluation.generator import shuffled_donors
+from counterray.evaluation.generator import shuffled_donors, with_attributes
 from counterray.evaluation.judge import demographic_judges, judge_metrics, open_judge
 from counterray.evaluation.opening import exact_counterfactuals, gather, open_editor, open_generator
 from counterray.models.gsvae.stages import GSVAEConfig, GSVAEStage
@@ -166,3 +166,17 @@ def test_gather_joins_every_field_and_stops_at_the_limit() -> None:
     assert len(few) == len(few.patient_ids) == 7
     with pytest.raises(ValueError, match="no image to evaluate"):
         gather([])
+
+
+def test_the_exact_counterfactual_of_an_attribute_sets_it_and_leaves_pathology() -> None:
+    exact = exact_counterfactuals(manifest("phantom"), ("sex",))
+    assert exact is not None
+    same = exact(BATCH, BATCH)
+    assert same is not None
+    assert torch.equal(same, BATCH.image)
+    donor = with_attributes(BATCH, shuffled_donors(BATCH), ("sex",))
+    changed = exact(BATCH, donor)
+    assert changed is not None
+    other = BATCH.attributes["sex"] != donor.attributes["sex"]
+    moved = (changed - BATCH.image).flatten(1).abs().amax(dim=1) > 0
+    assert torch.equal(moved, other)

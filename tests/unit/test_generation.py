@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -182,7 +183,14 @@ def test_interventions_are_assignments():
         "finding.edema": 1.0,
         "finding.fracture": 0.0,
     }
-    for wrong in (["finding.edema"], ["=1"], ["finding.edema=yes"], ["finding.edema=1", "finding.edema=0"]):
+    assert interventions(["sex=male", "group=2"]) == {"sex": "male", "group": 2.0}
+    for wrong in (
+        ["finding.edema"],
+        ["sex="],
+        ["=1"],
+        ["finding.edema=yes"],
+        ["finding.edema=1", "finding.edema=0"],
+    ):
         with pytest.raises(ConfigError, match=r"finding\.<name>=<number>"):
             interventions(wrong)
 
@@ -192,6 +200,7 @@ class Brightener:
 
     image_size = 32
     finding_names = ("edema",)
+    levels: ClassVar = {}
     seeded = True
 
     def __init__(self) -> None:

@@ -9,12 +9,12 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from counterray.models.gsvae.losses import (
     LossWeights,
     feature_distance,
-    kl_divergence,
     kl_loss,
     random_partners,
     reconstruction_loss,
-    structural_similarity,
 )
+from counterray.nn.gaussian import kl_divergence
+from counterray.nn.ssim import structural_similarity
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 32, 32), (2, 1, 24, 40)])

@@ -9,9 +9,9 @@ from pydantic import ValidationError
 
 from counterray.bundle import BundleError
 from counterray.config import ConfigError
+from counterray.diffusion.abduction import AbductionConfig
 from counterray.diffusion.sampling import SamplerConfig
 from counterray.models.generator import Edit, EditError, edited_findings
-from counterray.models.pathology_ldm.abduction import AbductionConfig
 from counterray.models.pathology_ldm.encoding import PATHOLOGY, STATES
 from counterray.models.pathology_ldm.generator import (
     GenerationConfig,

@@ -8,7 +8,7 @@ from torch import Tensor
 from counterray.diffusion.denoiser import Denoiser
 from counterray.diffusion.drift import Drift
 from counterray.diffusion.guidance import guided
-from counterray.diffusion.sampling import SamplerConfig
+from counterray.diffusion.sampling import SamplerConfig, timesteps_below
 from counterray.diffusion.schedule import ScheduleConfig, ddim_coefficients, sampling_scheduler
 from counterray.nn.text import TextStates
 
@@ -23,6 +23,7 @@ def invert(
     null: TextStates | None = None,
     drift: Drift | None = None,
     iterations: int = 3,
+    start: int | None = None,
 ) -> Tensor:
     """The noise that `sample` with the same settings turns into ``latents``, up to the error left.
 
@@ -43,12 +44,14 @@ def invert(
         null: The null condition of guidance, one row or B.
         drift: The drift that sampling has.
         iterations: Network calls a step.
+        start: As `sample` will be given; the noise is then that of its first timestep.
 
     Returns:
         ``[B, C, h, w]`` float32.
 
     Raises:
-        ValueError: If the sampler is not a deterministic DDIM, or ``iterations`` is below 1.
+        ValueError: If the sampler is not a deterministic DDIM, ``iterations`` is below 1, or the sampler
+            cannot begin at ``start``.
     """
     if sampler.scheduler != "ddim" or sampler.stochastic:
         raise ValueError(
@@ -61,7 +64,7 @@ def invert(
     per_step = None if drift is None else drift.per_step(sampler.steps)
     with torch.no_grad():
         current = latents.float()
-        for timestep in reversed(scheduler.timesteps.tolist()):
+        for timestep in reversed(timesteps_below(scheduler, start)):
             if per_step is not None:
                 current = current - per_step.to(current)[:, None, None]
             previous = timestep - schedule.timesteps // sampler.steps
@@ -72,4 +75,8 @@ def invert(
                 output = network(estimate, timesteps, condition).float()
                 estimate = (current - of_output * output) / of_latents
             current = estimate
-        return current if drift is None else current - drift.reverse.to(current)[:, None, None]
+        return (
+            current
+            if drift is None or start is not None
+            else current - drift.reverse.to(current)[:, None, None]
+        )

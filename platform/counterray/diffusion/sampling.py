@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from pydantic import Field, model_validator
 from torch import Generator, Tensor
 
@@ -13,7 +14,13 @@ from counterray.config import Config
 from counterray.diffusion.denoiser import Denoiser as Denoiser
 from counterray.diffusion.drift import Drift, drifted
 from counterray.diffusion.guidance import guided
-from counterray.diffusion.schedule import Sampler, SamplerName, ScheduleConfig, sampling_scheduler
+from counterray.diffusion.schedule import (
+    Sampler,
+    SamplerName,
+    ScheduleConfig,
+    sampling_scheduler,
+    training_scheduler,
+)
 from counterray.nn.text import TextStates
 
 
@@ -61,8 +68,9 @@ def sample(
     seeds: Tensor | None = None,
     null: TextStates | None = None,
     drift: Drift | None = None,
+    start: int | None = None,
 ) -> Tensor:
-    """Latents z_0 from noise.
+    """Latents z_0 from noise, or from latents that are noisy in part.
 
     Args:
         denoiser: The network, without guidance.
@@ -74,12 +82,15 @@ def sample(
             own, which goes on where `initial_noise` with the same seed ended.
         null: The null condition of guidance, one row or B.
         drift: Its reverse part is applied; ``None`` is the stock scheduler.
+        start: Of the sampler's timesteps only those below this one are run, and ``noise`` is what `noised`
+            or `invert` made for it; all of them where ``None``.
 
     Returns:
         ``[B, C, h, w]`` float32; the schedule's arithmetic is float32 whatever the network's type.
 
     Raises:
-        ValueError: If guidance lacks a condition or a null condition, or a stochastic sampler lacks seeds.
+        ValueError: If guidance lacks a condition or a null condition, a stochastic sampler lacks seeds, or
+            the sampler cannot begin at ``start``.
     """
     scheduler = scheduler_for(schedule, sampler, drift)
     options: dict[str, Any] = {"eta": sampler.eta} if sampler.eta else {}
@@ -95,10 +106,58 @@ def sample(
     with torch.no_grad():
         latents = noise.float()
         network = guided(denoiser, condition, null, sampler.guidance_scale)
-        for timestep in scheduler.timesteps.tolist():
+        for timestep in timesteps_below(scheduler, start):
             output = predict(network, scheduler, latents, timestep, condition)
             latents = advance(scheduler, output, timestep, latents, **options)
     return latents
+
+
+def noised(
+    schedule: ScheduleConfig, sampler: SamplerConfig, latents: Tensor, *, noise: Tensor, start: int
+) -> Tensor:
+    """Latents as noisy as `sample` with this ``start`` takes them: a_s z_0 + b_s ε at its first timestep s.
+
+    Reference: Meng et al., 2022, https://arxiv.org/abs/2108.01073, section 3.
+
+    Args:
+        schedule: The schedule that the network was trained on.
+        sampler: How `sample` will draw.
+        latents: z_0 ``[B, C, h, w]``.
+        noise: ε ``[B, C, h, w]``, standard normal.
+        start: See `sample`.
+
+    Raises:
+        ValueError: If the sampler cannot begin there.
+    """
+    scheduler = scheduler_for(schedule, sampler, None)
+    first = timesteps_below(scheduler, start)[0]
+    timesteps = torch.full((len(latents),), first, dtype=torch.int, device=latents.device)
+    return training_scheduler(schedule).add_noise(
+        latents.float(), noise.to(latents), cast(torch.IntTensor, timesteps)
+    )
+
+
+def timesteps_below(scheduler: Sampler, start: int | None) -> list[int]:
+    """The scheduler's timesteps below ``start``, noisiest first; all of them where ``None``.
+
+    Raises:
+        ValueError: If there is none, or the scheduler's steps depend on those before them.
+    """
+    timesteps: list[int] = scheduler.timesteps.tolist()
+    if start is None:
+        return timesteps
+    if isinstance(scheduler, DPMSolverMultistepScheduler):
+        raise ValueError(
+            f"start = {start}: dpm_solver's steps build on those before them, so it cannot begin in between; "
+            "take the sampler ddim or ddpm."
+        )
+    below = [timestep for timestep in timesteps if timestep < start]
+    if not below:
+        raise ValueError(
+            f"start = {start} is below the sampler's last timestep, {timesteps[-1]}: nothing would be drawn. "
+            "Raise start or the sampler's steps."
+        )
+    return below
 
 
 def scheduler_for(schedule: ScheduleConfig, sampler: SamplerConfig, drift: Drift | None) -> Sampler:

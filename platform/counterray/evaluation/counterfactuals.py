@@ -80,14 +80,16 @@ def swap_editor(mechanism: PathologySwap) -> Editor:
 
 @dataclass(frozen=True, kw_only=True)
 class Counterfactuals:
-    """B counterfactuals: row b is patient ``source[b]`` with the pathology of ``donor[b]``.
+    """B counterfactuals: row b is patient ``source[b]`` with the pathology, or attributes, of ``donor[b]``.
 
     Attributes:
         source: The patients, as they were seen.
-        donor: Whose pathology they were given; its findings are the target.
+        donor: Whose pathology they were given; its findings are the target. Where attributes are set, the
+            patients themselves with these attributes.
         image: The counterfactuals, ``[B, 1, H, W]`` in [-1, 1].
         reconstruction: The same generator's null intervention on the sources, as ``image``.
         exact: The true counterfactuals, as ``image``, where they are known.
+        attributes: Attributes that were set; where empty, it was pathology.
     """
 
     source: Batch
@@ -95,6 +97,7 @@ class Counterfactuals:
     image: Tensor
     reconstruction: Tensor
     exact: Tensor | None = None
+    attributes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.source.finding_names != self.donor.finding_names:
@@ -122,10 +125,11 @@ class Counterfactuals:
 
     @property
     def asked(self) -> Batch:
-        """The counterfactuals' patients with the findings that were asked for."""
+        """The counterfactuals' patients with the findings and attributes that were asked for."""
         return replace(
             self.source,
             image=self.image,
+            attributes=self.donor.attributes if self.attributes else self.source.attributes,
             findings=self.donor.findings,
             finding_mask=self.donor.finding_mask,
             measurements={},

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from counterray.data.study import Batch
+from counterray.evaluation.attributes import attribute_metrics
 from counterray.evaluation.composition import composition
 from counterray.evaluation.counterfactuals import Counterfactuals, Editor, patients, pieces
 from counterray.evaluation.features import LayerJudge
@@ -49,6 +50,7 @@ class Judges:
         identity: Features ``[B, D]`` in which images of one patient are near each other.
         features: Features ``[B, D]`` by which sets of images are compared, see `feature_judge`.
         layers: Feature maps by which two images are compared, see `layer_judge`.
+        attributes: Attribute to probabilities ``[B, K]`` of its levels.
     """
 
     classifier: Judge | None = None
@@ -56,6 +58,7 @@ class Judges:
     identity: Judge | None = None
     features: Judge | None = None
     layers: LayerJudge | None = None
+    attributes: Mapping[str, Judge] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,19 @@ def shuffled_donors(batch: Batch, *, seed: int = 0) -> Batch:
     return batch.select(donor)
 
 
+def with_attributes(source: Batch, donor: Batch, names: Collection[str]) -> Batch:
+    """The sources with the donors' named attributes, and all else their own."""
+    return replace(source, attributes={**source.attributes, **{n: donor.attributes[n] for n in names}})
+
+
 def make_counterfactuals(
-    edit: Editor, source: Batch, donor: Batch, *, exact: Exact | None = None, batch_size: int = 64
+    edit: Editor,
+    source: Batch,
+    donor: Batch,
+    *,
+    exact: Exact | None = None,
+    attributes: tuple[str, ...] = (),
+    batch_size: int = 64,
 ) -> Counterfactuals:
     """The sources' counterfactuals and reconstructions, made in pieces of ``batch_size`` images."""
     images, reconstructions, truths = [], [], []
@@ -116,6 +130,7 @@ def make_counterfactuals(
         image=torch.cat(images),
         reconstruction=torch.cat(reconstructions),
         exact=torch.cat(known) if known else None,
+        attributes=attributes,
     )
 
 
@@ -129,6 +144,7 @@ def evaluate_counterfactuals(
     training: Batch | None = None,
     validation: Batch | None = None,
     prevalence: Mapping[str, float] | None = None,
+    attributes: tuple[str, ...] = (),
     settings: Settings = DEFAULTS,
 ) -> Evaluation:
     """Makes counterfactuals and computes every metric that the data allow.
@@ -136,20 +152,23 @@ def evaluate_counterfactuals(
     Args:
         edit: The generator.
         source: Test images; also the gallery of re-identification.
-        donor: Row by row, whose pathology the sources are given.
+        donor: Row by row, whose pathology the sources are given; or see `with_attributes`.
         judges: Networks that score, none of them seen by the generator's losses.
         exact: Gives the exact counterfactuals, for data whose causal model is known.
         training: Training images, for memorisation and the baseline "nearest image with the target findings".
         validation: Real images of other patients: thresholds are chosen on them, and sets of images compared
             with them.
         prevalence: Share of positives of each finding in the training data, for the effectiveness ratio.
+        attributes: What the generator sets in place of pathology.
         settings: How they are scored.
 
     Raises:
         ValueError: If shapes differ or patients are not named.
         UnscorableError: If images are not finite, or a judge lacks a finding.
     """
-    made = make_counterfactuals(edit, source, donor, exact=exact, batch_size=settings.batch_size)
+    made = make_counterfactuals(
+        edit, source, donor, exact=exact, attributes=attributes, batch_size=settings.batch_size
+    )
     measured = Measured([*_reconstruction(made, settings), *_laws(edit, made, settings)])
     if judges.classifier is None:
         measured.absent["effectiveness, off-target change"] = "no classifier was given to score"
@@ -158,6 +177,11 @@ def evaluate_counterfactuals(
             finding_metrics(
                 made, judges.classifier, validation=validation, prevalence=prevalence, settings=settings
             )
+        )
+    measured.metrics += attribute_metrics(made, judges.attributes, settings=settings)
+    if unread := sorted(set(attributes) - set(judges.attributes)):
+        measured.absent[f"effectiveness of {', '.join(unread)}"] = (
+            "no demographic judge was given that reads it"
         )
     if judges.identity is None:
         measured.absent["identity"] = "no identity encoder was given to score"

@@ -138,6 +138,10 @@ def _findings_table(evaluation: Evaluation) -> list[Block]:
 def key_numbers_section(evaluation: Evaluation) -> Section:
     """The few numbers that sum the generator up; one that could not be computed says why."""
     wanted = (
+        *(
+            ("attribute_effectiveness", name, f"Read as the {words(name).lower()} asked for")
+            for name in evaluation.counterfactuals.attributes
+        ),
         ("effectiveness_auroc_macro", "", "Shows the target pathology (macro AUROC)"),
         ("identity_top1", "", "Recognised as the same patient"),
         ("area_deviation", "heart", "Heart area off the exact by (median)"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,14 +16,18 @@ from counterray.data.phantom.render import exact_scm
 from counterray.data.phantom.scm import VOCABULARY, swap_pathology
 from counterray.data.phantom.studies import parents_of
 from counterray.data.study import Batch
-from counterray.evaluation.counterfactuals import Editor, swap_editor
+from counterray.evaluation.counterfactuals import Editor, editor, swap_editor
 from counterray.evaluation.generator import Exact
 from counterray.evaluation.metric import UnscorableError
-from counterray.models.generator import Generator
+from counterray.models.generator import Generator, generation_device
 from counterray.models.gsvae.generator import GSVAEGenerator
 from counterray.models.gsvae.mechanism import GSVAEMechanism
 from counterray.models.gsvae.stages import GSVAEConfig
 from counterray.models.gsvae.stages import load as load_gsvae
+from counterray.models.mine_ldm.generator import AttributeGenerator, open_conditional_vae, open_ldm
+from counterray.models.mine_ldm.generator import GenerationConfig as AttributeGeneration
+from counterray.models.mine_ldm.mechanism import AttributeMechanism
+from counterray.models.mine_ldm.model import AttributeModel
 from counterray.models.pathology_ldm.generator import (
     GenerationConfig,
     PathologyLDMGenerator,
@@ -54,7 +58,7 @@ class _Opener:
 
 
 def _gsvae_editor(bundle: Bundle, settings: GenerationSettings, seed: int) -> Editor:
-    _refuse(settings)
+    _refuse(bundle, settings)
     metadata = bundle.metadata
     return swap_editor(
         GSVAEMechanism(
@@ -66,13 +70,13 @@ def _gsvae_editor(bundle: Bundle, settings: GenerationSettings, seed: int) -> Ed
 
 
 def _gsvae_generator(bundle: Bundle, training: Iterable[Batch], settings: GenerationSettings) -> Generator:
-    _refuse(settings)
+    _refuse(bundle, settings)
     return GSVAEGenerator(bundle, training)
 
 
-def _refuse(settings: GenerationSettings) -> None:
+def _refuse(bundle: Bundle, settings: GenerationSettings) -> None:
     if settings:
-        raise ConfigError(f"A gsvae generator has no settings; leave out {', '.join(settings)}.")
+        raise ConfigError(f"A {bundle.stage} generator has no settings; leave out {', '.join(settings)}.")
 
 
 def _pathology_ldm_editor(bundle: Bundle, settings: GenerationSettings, seed: int) -> Editor:
@@ -96,9 +100,29 @@ def _pathology_ldm_words(bundle: Bundle, settings: GenerationSettings) -> Prompt
     return validate(GenerationConfig, settings).prompts or prompt_source(bundle)
 
 
+def _attribute_model(bundle: Bundle, settings: GenerationSettings) -> AttributeModel:
+    if bundle.stage == "mine_vae":
+        _refuse(bundle, settings)
+        return open_conditional_vae(bundle).to(generation_device())
+    return open_ldm(bundle, validate(AttributeGeneration, settings)).to(generation_device())
+
+
+def _attribute_editor(bundle: Bundle, settings: GenerationSettings, seed: int) -> Editor:
+    mechanism = AttributeMechanism(_attribute_model(bundle, settings), seed=seed)
+    return editor(mechanism, lambda batch: batch.attributes)
+
+
+def _attribute_generator(
+    bundle: Bundle, training: Iterable[Batch], settings: GenerationSettings
+) -> Generator:
+    return AttributeGenerator(_attribute_model(bundle, settings))
+
+
 _OPENERS: Mapping[str, _Opener] = {
     "gsvae": _Opener(_gsvae_editor, _gsvae_generator, words=None),
     "pathology_ldm": _Opener(_pathology_ldm_editor, _pathology_ldm_generator, words=_pathology_ldm_words),
+    "mine_ldm": _Opener(_attribute_editor, _attribute_generator, words=None),
+    "mine_vae": _Opener(_attribute_editor, _attribute_generator, words=None),
 }
 
 
@@ -154,11 +178,36 @@ def _opener(bundle: Bundle) -> _Opener:
     return _OPENERS[bundle.stage]
 
 
-def exact_counterfactuals(manifest: DatasetManifest) -> Exact | None:
+def attributes_set_by(bundle: Bundle) -> dict[str, tuple[str, ...]]:
+    """Attributes that a generator's editor takes from the target, each with its levels; none where pathology.
+
+    Raises:
+        UnscorableError: If the bundle is no generator that edits a given image.
+    """
+    _opener(bundle)
+    return {name: tuple(levels) for name, levels in bundle.metadata.get("levels", {}).items()}
+
+
+def require_levels(levels: Mapping[str, Sequence[str]], vocabulary: Mapping[str, Sequence[str]]) -> None:
+    """Refuses data whose codes mean other levels than a generator's.
+
+    Raises:
+        UnscorableError: With both.
+    """
+    for name, known in levels.items():
+        there = vocabulary.get(name, ())
+        if tuple(there) != tuple(known):
+            raise UnscorableError(
+                f"The generator knows the levels {', '.join(known)} of {name}; the data have "
+                f"{', '.join(there) or 'none'}. Ingest data with the same levels in the same order."
+            )
+
+
+def exact_counterfactuals(manifest: DatasetManifest, attributes: Collection[str] = ()) -> Exact | None:
     """The exact counterfactuals of a dataset, ``None`` where its causal model is not known.
 
-    They are known of the phantom: severity, side and zone of every finding are set to the donor's, and the
-    phantom's own causal model abducts, propagates and renders.
+    They are known of the phantom: severity, side and zone of every finding are set to the donor's, or the
+    named attributes are, and the phantom's own causal model abducts, propagates and renders.
     """
     if manifest.source != "phantom":
         return None
@@ -167,7 +216,8 @@ def exact_counterfactuals(manifest: DatasetManifest) -> Exact | None:
     def exact(source: Batch, donor: Batch) -> Tensor:
         model = exact_scm(source.image.shape[-1])
         observed = {"image": source.image.cpu(), **parents_of(source, vocabulary)}
-        do = swap_pathology(parents_of(donor, vocabulary))
+        theirs = parents_of(donor, vocabulary)
+        do = {name: theirs[name] for name in attributes} or swap_pathology(theirs)
         return model.counterfactual(observed, do)["image"].to(source.image)
 
     return exact

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from counterray.evaluation.counterfactuals import pieces
 from counterray.evaluation.features import LayerJudge
 from counterray.evaluation.metric import UnscorableError
-
-TINY = 1e-10
-"""Least length that a vector is divided by, so that a position without any response stays 0."""
+from counterray.nn.perceptual import map_distance
 
 
 @torch.no_grad()
@@ -56,8 +53,5 @@ def perceptual_distance(
 
 
 def _distance(image: Tensor, reference: Tensor, judge: LayerJudge) -> Tensor:
-    total = torch.zeros(len(image), dtype=torch.float64)
-    for ours, theirs in zip(judge.layers(image), judge.layers(reference), strict=True):
-        difference = normalize(ours.double(), dim=1, eps=TINY) - normalize(theirs.double(), dim=1, eps=TINY)
-        total += difference.square().sum(dim=1).mean(dim=(1, 2)).cpu()
-    return total
+    ours, theirs = ([maps.double() for maps in judge.layers(part)] for part in (image, reference))
+    return map_distance(ours, theirs).cpu()

@@ -29,6 +29,12 @@ QUESTIONS = {
         "generated_f1_macro",
         "real_f1_macro",
     ),
+    "Does it show the attribute that was asked for, and leave others alone?": (
+        "attribute_effectiveness",
+        "attribute_null",
+        "attribute_real",
+        "attribute_off_target",
+    ),
     "Does it leave other findings alone?": ("off_target_change",),
     "Is it still the same patient, with the same anatomy?": (
         "identity_top1",
@@ -87,6 +93,10 @@ MEANINGS = {
     "Generated F1, real F1": "How often the judge's yes or no is right, with thresholds that suit real "
     "validation images; 1 is best. Images that look unlike real ones lose here even where they are told "
     "apart.",
+    "Attribute effectiveness, null, real": "Share of images that the judge reads as showing the level of an "
+    "attribute that was asked for, among those that had another; of images repainted without a change, and "
+    "of real images, as showing their own. Attribute off-target: how much the reading of an attribute moves "
+    "that was to stay, from 0 to 1.",
     "Off-target change": "Mean change of the judge's probability of findings that the edit was to leave as "
     "they were; 0 is best.",
     "Identity top-1, rank": "Whether, and at which place, the identity judge finds the own patient when it "

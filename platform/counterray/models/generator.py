@@ -33,53 +33,91 @@ class EditError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:
-    """What to ask for, in one of three ways: findings, words, or another image's pathology.
+    """What to ask for, in one of three ways: variables, words, or another image's pathology.
 
     Attributes:
-        do: Variable to value, such as ``{"finding.edema": 1.0}``; what is not named stays as it is.
+        do: Variable to value, together one intervention; what is not named stays as it is. A finding such as
+            ``finding.edema`` is set to 0 or 1, an attribute such as ``sex`` to one of its levels, by name
+            (``male``) or by code.
         prompt: What the image should show, in words.
-        severity: Goes with ``do``: how marked the findings that are set to 1 should be.
+        severity: Goes with findings in ``do``: how marked those that are set to 1 should be.
         anatomy_only: Goes with ``prompt``: of the image nothing but its anatomy is kept, so that what a model
             else takes over of a patient's picture is drawn anew.
     """
 
-    do: Mapping[str, float] = field(default_factory=dict)
+    do: Mapping[str, float | str] = field(default_factory=dict)
     prompt: str = ""
     severity: Severity = ""
     anatomy_only: bool = False
 
     def __post_init__(self) -> None:
         if self.do and self.prompt:
-            raise EditError("An edit is by findings (do) or by words (prompt), not by both.")
+            raise EditError("An edit is by variables (do) or by words (prompt), not by both.")
         if self.anatomy_only and not self.prompt:
             raise EditError("Images from text alone need words that say what they show.")
-        if self.severity and not self.do:
-            raise EditError("severity goes with do; write it into the prompt, or leave it out.")
         if self.severity not in get_args(Severity):
             raise EditError(f"severity = {self.severity!r} is none of: mild, moderate, severe.")
-        shown = {name for name, value in self.do.items() if value == 1}
-        nothing = self.do.get(f"{PREFIX}no_finding")
+        for name, value in self.do.items():
+            if name.startswith(PREFIX) and value not in (0.0, 1.0):
+                raise EditError(f"do {name}={value}: findings can be set to 0 or 1, such as finding.edema=1.")
+            if not isinstance(value, str) and (value < 0 or value != int(value)):
+                raise EditError(
+                    f"do {name}={value:g}: attributes can be set to a level, by name or by code (0, 1, …), "
+                    "such as sex=male; findings are named finding.<name>."
+                )
+        shown = [name for name, value in self.findings.items() if value == 1]
+        nothing = self.findings.get("no_finding")
         if nothing == 1 and len(shown) > 1:
             raise EditError(f"do {' and '.join(sorted(shown))}: an image cannot show no finding and another.")
         if nothing == 0 and not shown:
             raise EditError(f"do {PREFIX}no_finding=0 does not say what to show: set a finding to 1.")
         if self.severity and not shown:
-            raise EditError("severity goes with a finding that is set to 1; leave it out.")
-        for name, value in self.do.items():
-            if not name.startswith(PREFIX) or value not in (0.0, 1.0):
-                raise EditError(
-                    f"do {name}={value:g}: findings can be set, to 0 or 1, such as finding.edema=1."
-                )
+            raise EditError(
+                "severity goes with a finding that do sets to 1; write it into the prompt, or leave it out."
+            )
 
-    def require(self, finding_names: Sequence[str]) -> Edit:
-        """The edit itself, if it names only findings that there are.
+    @property
+    def findings(self) -> dict[str, float]:
+        """Finding, without prefix, to 0 or 1."""
+        return {n.removeprefix(PREFIX): float(v) for n, v in self.do.items() if n.startswith(PREFIX)}
+
+    def codes(self, levels: Mapping[str, Sequence[str]]) -> dict[str, int]:
+        """Attribute to the code of the level that it is set to.
+
+        Args:
+            levels: Attributes that can be set, each with its levels in the order of their codes.
+
+        Raises:
+            EditError: If an attribute or a level is none of these, with those that there are.
+        """
+        found: dict[str, int] = {}
+        for name, value in self.do.items():
+            if name.startswith(PREFIX):
+                continue
+            if name not in levels:
+                there = ", ".join(levels) or "none (findings are named finding.<name>)"
+                raise EditError(f"do {name}: no such attribute. Attributes that can be set: {there}.")
+            named = [str(level) for level in levels[name]]
+            code = named.index(value) if value in named else value
+            if isinstance(code, str) or not 0 <= code < len(named):
+                options = ", ".join(f"{level} ({index})" for index, level in enumerate(named))
+                raise EditError(f"do {name}={value}: no such level. There are: {options}.")
+            found[name] = int(code)
+        return found
+
+    def require(
+        self, finding_names: Sequence[str], levels: Mapping[str, Sequence[str]] | None = None
+    ) -> Edit:
+        """The edit itself, if it names only findings, attributes and levels that there are.
 
         Raises:
             EditError: With the names that there are.
         """
-        for name in self.do:
-            if name.removeprefix(PREFIX) not in finding_names:
-                raise EditError(f"do {name}: no such finding. There are: {', '.join(finding_names)}.")
+        for name in self.findings:
+            if name not in finding_names:
+                there = ", ".join(finding_names) or "none that can be set"
+                raise EditError(f"do {PREFIX}{name}: no such finding. There are: {there}.")
+        self.codes(levels or {})
         return self
 
 
@@ -88,12 +126,15 @@ class Generator(Protocol):
 
     Attributes:
         image_size: Edge of its images [px].
-        finding_names: Findings that an edit may set.
+        finding_names: Findings that an edit may set; empty where it sets none.
+        levels: Attributes that an edit may set, each with its levels in the order of their codes; empty where
+            it sets none.
         seeded: Whether another seed makes another image; if not, several samples of an image are one.
     """
 
     image_size: int
     finding_names: tuple[str, ...]
+    levels: Mapping[str, tuple[str, ...]]
     seeded: bool
 
     def edit(self, batch: Batch, edit: Edit, *, seeds: Tensor, donor: Batch | None = None) -> Tensor:
@@ -136,11 +177,11 @@ def edited_findings(batch: Batch, edit: Edit) -> Tensor:
     findings = batch.findings.where(batch.finding_mask, torch.nan).clone()
     names = batch.finding_names
     changed = torch.zeros(len(batch), dtype=torch.bool, device=findings.device)
-    for name, value in edit.do.items():
-        column = names.index(name.removeprefix(PREFIX))
+    for name, value in edit.findings.items():
+        column = names.index(name)
         changed |= findings[:, column] != value
         findings[:, column] = value
-    if "no_finding" in names and f"{PREFIX}no_finding" not in edit.do:
+    if "no_finding" in names and "no_finding" not in edit.findings:
         others = [column for column, name in enumerate(names) if name not in _NO_DISEASE]
         shown = (findings[:, others] == 1).any(dim=1)
         clear = (findings[:, others] == 0).all(dim=1)
@@ -150,13 +191,22 @@ def edited_findings(batch: Batch, edit: Edit) -> Tensor:
     return findings
 
 
-def shows_already(batch: Batch, edit: Edit) -> Tensor:
-    """Rows ``[B]`` bool that show all that ``edit`` sets by findings alone: nothing of them is to change."""
+def shows_already(batch: Batch, edit: Edit, levels: Mapping[str, Sequence[str]]) -> Tensor:
+    """Rows ``[B]`` bool that show all that ``edit`` sets by variables: nothing of them is to change.
+
+    Args:
+        batch: The patients.
+        edit: What is asked for.
+        levels: Attributes that can be set, as in `Generator`.
+    """
     if edit.prompt or edit.severity or not edit.do:
         return torch.zeros(len(batch), dtype=torch.bool)
     target = edited_findings(batch, edit)
     known = batch.findings.where(batch.finding_mask, torch.nan)
-    return ~((target != known) & ~target.isnan()).any(dim=1).cpu()
+    shown = ~((target != known) & ~target.isnan()).any(dim=1)
+    for name, code in edit.codes(levels).items():
+        shown &= batch.attributes[name] == code
+    return shown.cpu()
 
 
 def parents_of_findings(batch: Batch, findings: Tensor) -> Values:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from counterray.data.study import Batch
 from counterray.training.config import TrainingConfig
+from counterray.training.optimizer import make_optimizer, set_rates
 from counterray.training.stage import Losses, Stage
 
 logger = logging.getLogger(__name__)
@@ -77,17 +78,11 @@ class Engine:
         self.config = config
         self.module = module
         self.universal = universal
-        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            parameters,
-            lr=config.optimizer.lr,
-            betas=config.optimizer.betas,
-            weight_decay=config.optimizer.weight_decay,
-        )
+        self.stage = stage
         self.engine, _, _, _ = deepspeed.initialize(
             model=StageModule(stage, module).to(device),
-            model_parameters=parameters,
-            optimizer=optimizer,
+            model_parameters=[parameter for parameter in module.parameters() if parameter.requires_grad],
+            optimizer=make_optimizer(stage, module, config.optimizer),
             config=engine_settings(config, universal=universal),
             dist_init_required=False,
         )
@@ -97,8 +92,8 @@ class Engine:
 
         The learning rate is a pure function of the step, so a resumed run needs no scheduler state.
         """
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = self.config.optimizer.rate(step, self.config.steps)
+        rate = self.config.optimizer.rate(step, self.config.steps)
+        set_rates(self.engine.optimizer, self.stage, step, rate)
         total, parts = self.engine(batch, step)
         self.engine.backward(total)
         self.engine.step()

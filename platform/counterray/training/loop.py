@@ -10,6 +10,8 @@ from torch import nn
 from counterray.bundle import Bundle
 from counterray.data.dataset import DatasetInfo
 from counterray.data.study import Batch
+from counterray.training.config import OptimizerConfig
+from counterray.training.optimizer import make_optimizer, set_rates
 from counterray.training.stage import Losses, Stage
 
 
@@ -20,17 +22,19 @@ def train(
     batches: Callable[[], Iterable[Batch]],
     steps: int,
     learning_rate: float = 1e-3,
+    optimizer: OptimizerConfig | None = None,
     inputs: Mapping[str, Bundle] | None = None,
     seed: int = 0,
 ) -> nn.Module:
-    """Trains ``stage`` with Adam at a constant rate.
+    """Trains ``stage`` with the optimizer that training on Ray uses.
 
     Args:
         stage: What to train.
         data: What the stage may know of the data.
         batches: Called at the start of each epoch; gives its batches.
         steps: Number of optimizer steps.
-        learning_rate: Adam's.
+        learning_rate: Constant rate of an Adam without clipping; not read where ``optimizer`` is given.
+        optimizer: Its settings, with schedule and clipping.
         inputs: Bundles of earlier stages by role.
         seed: Of torch's global random state.
 
@@ -43,13 +47,17 @@ def train(
     torch.manual_seed(seed)
     module = stage.build(inputs or {}, data)
     module.train()
-    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=learning_rate)
+    settings = optimizer or OptimizerConfig(lr=learning_rate, schedule="constant", clip_norm=0)
+    adam = make_optimizer(stage, module, settings)
     for step, batch in zip(range(steps), repeat(batches), strict=False):
         losses = stage.loss(module, batch, step)
         require_finite(losses, step)
-        optimizer.zero_grad()
+        set_rates(adam, stage, step, settings.rate(step, steps))
+        adam.zero_grad()
         losses.total.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        if settings.clip_norm:
+            nn.utils.clip_grad_norm_(module.parameters(), settings.clip_norm)
+        adam.step()
     return module.eval()
 
 

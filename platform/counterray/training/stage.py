@@ -48,6 +48,9 @@ class Export:
 class Stage(Protocol):
     """One trainable step of a method.
 
+    One whose parts are trained in turns, such as a critic and what it criticises, also implements
+    `counterray.training.optimizer.Alternating`.
+
     A stage is made from its config alone and picklable until `build` is called. Frozen networks (judges)
     are kept in ``frozen`` and never in the trained module, so that checkpoints, the EMA and the optimizer
     see only what is trained.

@@ -118,3 +118,13 @@ def test_what_cannot_be_inverted(sampler, iterations, message):
     sampler = SamplerConfig(guidance_scale=1, **sampler)
     with pytest.raises(ValueError, match=message):
         invert(network(), ScheduleConfig(), sampler, None, latents=NOISE, iterations=iterations)
+
+
+def test_inversion_up_to_a_start_is_undone_by_sampling_from_it():
+    denoiser, sampler = network(), SamplerConfig(steps=100, guidance_scale=1)
+    latents = sample(denoiser, denoiser.schedule, sampler, None, noise=NOISE)
+    settings = (denoiser, denoiser.schedule, sampler, None)
+    noisy = invert(*settings, latents=latents, iterations=30, start=200)
+    again = sample(*settings, noise=noisy, start=200)
+    assert float((again - latents).abs().max()) < 1e-3
+    assert float((noisy - latents).abs().max()) > 0.1

@@ -5,8 +5,8 @@ import torch
 
 from counterray.config import ConfigError, validate
 from counterray.diffusion.drift import Drift
-from counterray.diffusion.sampling import SamplerConfig, initial_noise, sample
-from counterray.diffusion.schedule import ScheduleConfig, sampling_scheduler
+from counterray.diffusion.sampling import SamplerConfig, initial_noise, noised, sample
+from counterray.diffusion.schedule import ScheduleConfig, sampling_scheduler, training_scheduler
 from counterray.diffusion.unet import DenoiserConfig, LatentDenoiser
 from counterray.nn.text import TextStates
 from tests.unit.diffusion.toys import Gaussian, texts
@@ -172,3 +172,37 @@ def test_impossible_samplers():
                 sample(Gaussian(), ScheduleConfig(), sampler, None, noise=noise, seeds=seeds)
     with pytest.raises(ValueError, match=r"guidance_scale = 3\.0 needs a condition"):
         sample(Gaussian(), ScheduleConfig(), SamplerConfig(), None, noise=noise)
+
+
+def test_a_start_runs_the_timesteps_below_it_from_latents_as_noisy_as_its_first():
+    """Of 20 steps over 1000, t0 = 200 leaves 199, 149, 99 and 49; by hand, those of the plain loop."""
+    schedule, sampler = ScheduleConfig(), SamplerConfig(steps=20, guidance_scale=1)
+    network = Gaussian(mean=0.3, deviation=0.6, schedule=schedule)
+    clean, noise = torch.randn(3, 1, 4, 4), initial_noise(SEEDS, SHAPE)
+    noisy = noised(schedule, sampler, clean, noise=noise, start=200)
+    signal = training_scheduler(schedule).alphas_cumprod[199]
+    torch.testing.assert_close(noisy, signal.sqrt() * clean + (1 - signal).sqrt() * noise)
+    found = sample(network, schedule, sampler, None, noise=noisy, start=200)
+    assert len(network.calls) == 4
+    latents, scheduler = noisy, sampling_scheduler(schedule, "ddim", 20)
+    for timestep in (199, 149, 99, 49):
+        output = network(latents, torch.full((3,), timestep), None)
+        latents = scheduler.step(output, timestep, latents).prev_sample
+    assert torch.equal(found, latents)
+    whole = sample(network, schedule, sampler, None, noise=noise, start=1000)
+    assert torch.equal(whole, sample(network, schedule, sampler, None, noise=noise))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "start", "message"),
+    [
+        (SamplerConfig(steps=20, guidance_scale=1), 49, "below the sampler's last timestep, 49"),
+        (SamplerConfig(scheduler="dpm_solver", steps=10, guidance_scale=1), 200, "cannot begin in between"),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused(sampler, start, message):
+    network, noise = Gaussian(), initial_noise(SEEDS, SHAPE)
+    with pytest.raises(ValueError, match=message):
+        sample(network, network.schedule, sampler, None, noise=noise, start=start)
+    with pytest.raises(ValueError, match=message):
+        noised(network.schedule, sampler, noise, noise=noise, start=start)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ class GSVAEGenerator:
         self.config = GSVAEConfig.model_validate(bundle.metadata["config"])
         self.image_size: int = self.network.image_size
         self.finding_names: tuple[str, ...] = tuple(bundle.metadata["finding_names"])
+        self.levels: Mapping[str, tuple[str, ...]] = {}
         self._training = training
         self._bank: PathologyBank | None = None
 

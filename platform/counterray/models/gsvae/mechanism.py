@@ -11,9 +11,9 @@ from torch import Generator, Tensor
 
 from counterray.causal.mechanism import Values
 from counterray.models.gsvae.bank import PathologyBank, findings_of
-from counterray.models.gsvae.losses import kl_divergence
-from counterray.models.gsvae.network import GSVAENetwork, reparameterise
+from counterray.models.gsvae.network import GSVAENetwork
 from counterray.models.gsvae.stages import GSVAEConfig
+from counterray.nn.gaussian import kl_divergence, reparameterise
 
 
 @dataclass(frozen=True)

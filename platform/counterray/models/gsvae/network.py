@@ -23,9 +23,7 @@ from counterray.nn.blocks import (
     parameter_dtype,
     require_images,
 )
-
-LOG_VARIANCE_RANGE = (-12.0, 8.0)
-"""Bounds of a posterior's log-variance, so that its exponential is finite in every float type."""
+from counterray.nn.gaussian import LOG_VARIANCE_RANGE, reparameterise
 
 
 class NetworkConfig(Config):
@@ -169,11 +167,6 @@ def swap(latent: Tensor, partner: Tensor) -> Tensor:
         partner: ``[B]`` long; row ``i`` receives z^n of row ``partner[i]``.
     """
     return torch.cat([latent[:, :-1], latent[partner, -1:]], dim=1)
-
-
-def reparameterise(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """A draw ``mean + exp(log_variance / 2) * e``, e standard normal from torch's global random state."""
-    return mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
 
 
 def _encoder(config: NetworkConfig) -> nn.Sequential:

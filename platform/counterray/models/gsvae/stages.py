@@ -18,11 +18,9 @@ from counterray.models.gsvae.losses import (
     KLReduction,
     LossWeights,
     feature_distance,
-    kl_divergence,
     kl_loss,
     random_partners,
     reconstruction_loss,
-    structural_similarity,
 )
 from counterray.models.gsvae.network import GSVAENetwork, NetworkConfig
 from counterray.models.predictors.classifier import masked_binary_cross_entropy
@@ -31,6 +29,8 @@ from counterray.models.predictors.identity import IdentityEncoder
 from counterray.models.predictors.identity import load as load_identity
 from counterray.models.predictors.image_text import ImageTextEncoder
 from counterray.models.predictors.image_text import load as load_image_text
+from counterray.nn.gaussian import kl_divergence
+from counterray.nn.ssim import structural_similarity
 from counterray.training.stage import Export, Losses, StageConfig
 
 PathologyPairing = Literal["donor", "as_printed"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from counterray.bundle import Bundle
 from counterray.config import Config, ConfigError, validate
 from counterray.data.study import Batch
+from counterray.diffusion.abduction import AbductionConfig
 from counterray.diffusion.noise_optimisation import (
     NoiseOptimisationConfig,
     OptimisedNoise,
@@ -22,7 +23,7 @@ from counterray.diffusion.sampling import SamplerConfig
 from counterray.diffusion.schedule import sampling_scheduler
 from counterray.diffusion.targets import targets_for, typical_spread
 from counterray.models.generator import Edit, EditError, generation_device, image_seed, shows_already
-from counterray.models.pathology_ldm.abduction import Abducted, AbductionConfig
+from counterray.models.pathology_ldm.abduction import Abducted
 from counterray.models.pathology_ldm.model import PathologyLDM
 from counterray.models.pathology_ldm.prompts import PromptSource, edited_prompts, study_prompts
 from counterray.models.pathology_ldm.stages import load, prompt_source
@@ -89,6 +90,7 @@ class PathologyLDMGenerator:
         aims = self.config.optimise
         drawn_to = aims is not None and aims.targets != "centroid"  # a reference that the seed chooses
         self.seeded = self.model.abduction.noise == "fresh" or drawn_to
+        self.levels: Mapping[str, tuple[str, ...]] = {}
         self._training = training
         self._references: dict[tuple[str, ...], Tensor] = {}
 
@@ -110,7 +112,7 @@ class PathologyLDMGenerator:
             return self.model.render(patients, self._abducted(donor).pathology).cpu()
         if not edit.do and not edit.prompt:
             raise EditError("An empty edit: give findings (do), words (prompt) or a donor.")
-        rows = (~shows_already(batch, edit.require(self.finding_names))).nonzero().flatten()
+        rows = (~shows_already(batch, edit.require(self.finding_names), self.levels)).nonzero().flatten()
         pathology = patients.pathology
         if len(rows):
             pathology = pathology.clone()
@@ -241,7 +243,7 @@ def text_editor(
 def _asked(edit: Edit) -> tuple[str, ...]:
     """Findings that an edit asks to show."""
     if edit.do:
-        return tuple(sorted(name.removeprefix("finding.") for name, value in edit.do.items() if value == 1))
+        return tuple(sorted(name for name, value in edit.findings.items() if value == 1))
     [refined] = RulesRefiner().refine([edit.prompt])
     affirmed = {m.finding for m in refined.mentions if not m.negated and m.finding != "no_finding"}
     return tuple(sorted(affirmed))

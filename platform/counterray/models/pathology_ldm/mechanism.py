@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from counterray.causal.mechanism import Values
-from counterray.diffusion.schedule import training_scheduler
+from counterray.diffusion.likelihood import variational_bound
 from counterray.models.gsvae.bank import findings_of
 from counterray.models.pathology_ldm.abduction import Abducted
 from counterray.models.pathology_ldm.model import PathologyLDM
@@ -54,12 +54,8 @@ class PathologyLDMMechanism:
     def loss(self, value: Tensor, parents: Values) -> Tensor:
         """Variational bound of z^n's negative log-likelihood given the findings, ``[B]`` [nats].
 
-        One draw of t in 1 to T - 1 and of ε (torch's global random state) of
-        ``(T - 1)/2 (SNR(t-1) - SNR(t)) ‖u - û‖²``, with û the
-        clean latent that the denoiser's output stands for; the terms of the prior and of t = 0 are left out,
-        as they do not depend on the denoiser. It bounds z^n's part of the image alone: the identity channels
-        have no density here.
-        Reference: Kingma et al., 2021, https://arxiv.org/abs/2107.00630, equation 13.
+        It bounds z^n's part of the image alone: the identity channels have no density here. See
+        `variational_bound`.
 
         Raises:
             ValueError: If the model drifts: its noise has another mean than the bound's.
@@ -68,20 +64,8 @@ class PathologyLDMMechanism:
             raise ValueError("There is no bound of the likelihood under a drift; train with drift.value=0.")
         _, pathology = self.model.encode(value)
         clean = self.model.denoiser.standardise(pathology)
-        scheduler = training_scheduler(self.model.schedule)
-        squared = scheduler.alphas_cumprod.to(clean.device)
-        timesteps = torch.randint(1, len(squared), (len(clean),), device=clean.device)
-        signal, noise_level = (level[timesteps][:, None, None, None] for level in _levels(squared))
-        noisy = signal * clean + noise_level * torch.randn_like(clean)
         condition = self.model.prompts(self._words(findings_of(parents, self.finding_names, like=clean)))
-        output = self.model.denoiser(noisy, timesteps, condition)
-        if self.model.schedule.prediction == "epsilon":
-            found = (noisy - noise_level * output) / signal
-        else:
-            found = signal * noisy - noise_level * output
-        ratio = squared / (1 - squared)
-        weight = 0.5 * (len(squared) - 1) * (ratio[timesteps - 1] - ratio[timesteps])
-        return torch.as_tensor(weight * (found - clean).square().sum(dim=(1, 2, 3)))
+        return variational_bound(self.model.denoiser, self.model.schedule, clean, condition)
 
     @torch.no_grad()
     def abduct(self, value: Tensor, parents: Values) -> PathologyNoise:
@@ -140,8 +124,3 @@ class PathologyLDMMechanism:
 
     def _words(self, findings: Tensor) -> list[str]:
         return label_prompts(findings.nan_to_num(0.0), ~findings.isnan(), self.finding_names)
-
-
-def _levels(squared: Tensor) -> tuple[Tensor, Tensor]:
-    """a_t and b_t of ᾱ_t."""
-    return squared.sqrt(), (1 - squared).sqrt()

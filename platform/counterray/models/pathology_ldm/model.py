@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from counterray.diffusion.abduction import AbductionConfig
 from counterray.diffusion.drift import Drift
 from counterray.diffusion.inversion import invert
 from counterray.diffusion.noise_optimisation import Features
 from counterray.diffusion.sampling import SamplerConfig, initial_noise, sample
 from counterray.diffusion.schedule import ScheduleConfig
 from counterray.models.gsvae.network import GSVAENetwork
-from counterray.models.pathology_ldm.abduction import Abducted, AbductionConfig
+from counterray.models.pathology_ldm.abduction import Abducted
 from counterray.models.pathology_ldm.network import PathologyDenoiser
 from counterray.models.predictors.image_text import ImageTextEncoder
 from counterray.nn.text import TextEncoder, TextStates

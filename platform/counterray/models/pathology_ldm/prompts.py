@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from counterray.data.study import Batch
-from counterray.models.generator import PREFIX, Edit, EditError, edited_findings
+from counterray.models.generator import Edit, EditError, edited_findings
 from counterray.reports.refine import Mention, Refined, normalise
 from counterray.reports.rules import RulesRefiner
 
@@ -66,7 +66,7 @@ def edited_prompts(batch: Batch, edit: Edit, source: PromptSource) -> list[str]:
     """
     if edit.prompt:
         return [edit.prompt if source == "report" else _normal_form(edit.prompt)] * len(batch)
-    set_ = {name.removeprefix(PREFIX): value for name, value in edit.do.items()}
+    set_ = edit.findings
     added = [
         Mention(finding=name, severity=edit.severity)
         for name, value in set_.items()

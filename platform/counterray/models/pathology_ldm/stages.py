@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from counterray.bundle import Bundle, BundleError
 from counterray.data.dataset import DatasetInfo
 from counterray.data.study import Batch
+from counterray.diffusion.abduction import AbductionConfig
 from counterray.diffusion.drift import Drift, DriftConfig, resolve
 from counterray.diffusion.sampling import SamplerConfig
 from counterray.diffusion.schedule import (
@@ -25,7 +26,6 @@ from counterray.diffusion.unet import DenoiserConfig
 from counterray.models.gsvae.network import GSVAENetwork
 from counterray.models.gsvae.stages import load as load_gsvae
 from counterray.models.gsvae.stages import rebuild as rebuild_gsvae
-from counterray.models.pathology_ldm.abduction import AbductionConfig
 from counterray.models.pathology_ldm.encoding import IDENTITY, PATHOLOGY, PRESENT, STATES, EncodeConfig
 from counterray.models.pathology_ldm.model import PathologyLDM
 from counterray.models.pathology_ldm.network import PathologyDenoiser
