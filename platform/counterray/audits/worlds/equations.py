@@ -163,7 +163,7 @@ class World:
 
     def labels(self, individuals: Individuals) -> Codes:
         """``1[sigmoid(logit) >= 1/2]``, ``[n]``; a function of the root alone."""
-        return (expit(self._label(individuals.root)) >= 0.5).astype(np.int64)
+        return np.asarray(expit(self._label(individuals.root)) >= 0.5).astype(np.int64)
 
     def latents(self, individuals: Individuals, level: Codes | None = None) -> list[Floats]:
         """``[Z_1 … Z_T]``, each ``[n, k]``, at ``level [n]``, or as observed."""
@@ -216,7 +216,7 @@ class World:
         shape, name = _LABELS[self.config.name], self.config.name
         width = shape.features(reference.root[:1]).shape[1]
         for _ in range(1000):
-            weights = random.uniform(*shape.weights, width)
+            weights: Floats = np.asarray(random.uniform(*shape.weights, width))
             bias = random.normal(*shape.bias)
 
             def logit(root: Floats, weights: Floats = weights, bias: float = bias) -> Floats:
