@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -115,8 +116,13 @@ def test_images_of_another_sex_are_generated_by_name(
     places = {"model": generator.location.uri, "data": phantom_dataset.location.uri}
     asked = GenerateConfig(do={"sex": "male", "scanner": 2}, studies=6, chunk_images=4)
     made = generate(asked, **places, out=str(tmp_path / "made"))
-    assert made["images"] == 6
-    assert generate(asked, **places, out=str(tmp_path / "made"))["images"] == 6
+    vocabulary = phantom_dataset.manifest.vocabulary
+    paths = phantom_dataset.shard_paths("test")
+    first = pq.read_table(paths[0], columns=["sex", "scanner"]).slice(0, 6).to_pylist()
+    shown = first.count({"sex": "male", "scanner": vocabulary["scanner"][2]})
+    assert 0 < shown < 6
+    assert (made["images"], made["skipped"]) == (6 - shown, {"unchanged": shown})
+    assert generate(asked, **places, out=str(tmp_path / "made"))["images"] == 6 - shown
     for do, message in (
         ({"sex": "other"}, r"do sex=other: no such level\. There are: female \(0\), male \(1\)"),
         ({"group": 1}, r"do group: no such attribute\. Attributes that can be set: scanner, sex"),

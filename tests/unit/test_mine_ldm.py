@@ -258,7 +258,7 @@ def test_an_edit_is_checked_before_any_generator_sees_it():
         Edit(do={"sex": 0.5})
     with pytest.raises(EditError, match="findings can be set to 0 or 1"):
         Edit(do={"finding.edema": 2})
-    with pytest.raises(EditError, match="severity goes with findings"):
+    with pytest.raises(EditError, match="severity goes with a finding"):
         Edit(do={"sex": "male"}, severity="mild")
     mixed = Edit(do={"finding.edema": 1, "sex": "male"})
     assert mixed.findings == {"edema": 1.0}

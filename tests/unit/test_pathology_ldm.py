@@ -222,7 +222,7 @@ def test_words_that_say_nothing_of_a_finding_are_refused(batch):
     [
         ({"do": {"finding.no_finding": 1, "finding.edema": 1}}, "cannot show no finding and another"),
         ({"do": {"finding.no_finding": 0}}, "does not say what to show"),
-        ({"do": {"finding.edema": 0}, "severity": "mild"}, "severity goes with a finding that is set to 1"),
+        ({"do": {"finding.edema": 0}, "severity": "mild"}, "severity goes with a finding that do sets to 1"),
     ],
 )
 def test_edits_that_contradict_themselves_are_refused(asked, message):

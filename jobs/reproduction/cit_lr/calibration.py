@@ -20,6 +20,9 @@ from jobs.reproduction.cit_lr.world import without_gates
 
 ALPHA = 0.05
 
+_REDRAWN = 100_000
+"""What is added to a world's seed to draw another one in its place."""
+
 
 def measure_calibration(run: CalibrationRun) -> dict[str, Any]:
     """Rates over replicates, each a world, a logistic classifier and its audit drawn anew.
@@ -47,21 +50,30 @@ def measure_calibration(run: CalibrationRun) -> dict[str, Any]:
 
 def replicate(setting: Setting, settings: Calibration, config: AuditConfig, *, seed: int) -> PairFinding:
     """One world, one classifier and its audit."""
-    world = World(WorldConfig(name="linear", noise=settings.noise, seed=seed))
-    learning = world.individuals(settings.learning, seed=0)
-    audited = world.individuals(settings.individuals, seed=1)
     config = config.model_copy(
         update={"seed": seed, "permutations": settings.permutations, "resamples": settings.resamples}
     )
-    if setting in ("power", "false_equivalence"):
-        effect = settings.effect if setting == "power" else config.margins.absolute_effect
-        scores = _with_effect(world, learning, audited, effect)
-    else:
-        generator, null = _generators(setting, world, learning, settings, seed=seed)
-        pool = [_logistic(world, learning, strength=0.0)]
-        scores = pool_scores(world, pool, audited, generator, null_generators=null)
+    scores, world_seed = None, seed
+    while scores is None:
+        scores = _scores(setting, settings, config, seed=seed, world_seed=world_seed)
+        world_seed += _REDRAWN
     [finding] = counterfactual_effect(scores, config, readings=[]).findings
     return finding
+
+
+def _scores(
+    setting: Setting, settings: Calibration, config: AuditConfig, *, seed: int, world_seed: int
+) -> CounterfactualScores | None:
+    """Of one world; ``None`` where it has no classifier such as the setting asks for."""
+    world = World(WorldConfig(name="linear", noise=settings.noise, seed=world_seed))
+    learning = world.individuals(settings.learning, seed=0)
+    audited = world.individuals(settings.individuals, seed=1)
+    if setting in ("power", "false_equivalence"):
+        effect = settings.effect if setting == "power" else config.margins.absolute_effect
+        return _with_effect(world, learning, audited, effect)
+    generator, null = _generators(setting, world, learning, settings, seed=seed)
+    pool = [_logistic(world, learning, strength=0.0)]
+    return pool_scores(world, pool, audited, generator, null_generators=null)
 
 
 def _generators(
@@ -92,16 +104,18 @@ def _logistic(world: World, learning: Individuals, *, strength: float) -> Dialle
 
 def _with_effect(
     world: World, learning: Individuals, audited: Individuals, effect: float
-) -> CounterfactualScores:
-    """Scores of a classifier whose true mean ``|effect|`` is ``effect``.
+) -> CounterfactualScores | None:
+    """Scores of a classifier whose true mean ``|effect|`` is ``effect``; ``None`` if none moves so far.
 
     ``(1 - w) h_0 + w h_1`` of an invariant and a dependent classifier moves by ``w`` times what h_1 moves,
     whose mean is simulated.
     """
-    pool = [_logistic(world, learning, strength=strength) for strength in (0.0, 1.0)]
     many = world.individuals(4000, seed=2)
+    pool = [_logistic(world, learning, strength=strength) for strength in (0.0, 1.0)]
     zero, one = (pool[1].scores(world, world.features(many, np.full(len(many), level))) for level in (0, 1))
     share = effect / np.abs(one - zero).mean()
+    if share > 1:  # the mixture would be no probability
+        return None
     scores = pool_scores(world, pool, audited, ExactGenerator(world))
     weights = np.array([1 - share, share])
     return replace(
