@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,7 +36,10 @@ class Experiment(Protocol):
         """
 
 
-_EXPERIMENTS = {"causal_disentanglement": CausalDisentanglement.read, "cit_lr": CitLrExperiment.read}
+_EXPERIMENTS: dict[str, Callable[[Path, list[str]], Experiment]] = {
+    "causal_disentanglement": CausalDisentanglement.read,
+    "cit_lr": CitLrExperiment.read,
+}
 """Name of each experiment's file to what reads it; a new experiment is added here."""
 
 

@@ -61,7 +61,10 @@ def measure_world(run: WorldRun) -> dict[str, Any]:
         **_tests(shipped, corrected),
         **clock("associational", lambda: _associational(said, world.labels(audited), run.seed)),
     }
-    generators = {"exact": ExactGenerator(world), "learned": StructuralModel(world, learning)}
+    generators: dict[str, Generator] = {
+        "exact": ExactGenerator(world),
+        "learned": StructuralModel(world, learning),
+    }
     for name, generator in generators.items():
         columns |= _effects(world, pool, audited, name, generator, experiment.audit, clock)
     classifiers = [

@@ -198,7 +198,7 @@ def _part(rows: Rows, chosen: ArrayLike) -> Rows:
         predictions=rows.predictions[:, where],
         groups=rows.groups[where],
         representation=rows.representation[where],
-        patients=[rows.patients[row] for row in where],
+        patients=[rows.patients[int(row)] for row in where],
     )
 
 

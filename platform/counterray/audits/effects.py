@@ -91,7 +91,8 @@ class Effects:
     @property
     def excess(self) -> Floats:
         """``[T, Q, N]``, ``|τ_i|`` less the mean of ``|τ_i|`` over null interventions."""
-        return np.abs(self.effect) - np.abs(self.placebo).mean(axis=-1)[:, None]
+        excess: Floats = np.abs(self.effect) - np.abs(self.placebo).mean(axis=-1)[:, None]
+        return excess
 
     @property
     def excess_square(self) -> Floats:
@@ -99,7 +100,8 @@ class Effects:
 
         Its mean is on the scale of δ = E[Var(f(A, Z) | Z)] of Theorem 4.2: ``τ² π (1 - π)`` for binary A.
         """
-        return self.effect**2 - (self.placebo**2).mean(axis=-1)[:, None]
+        excess: Floats = self.effect**2 - (self.placebo**2).mean(axis=-1)[:, None]
+        return excess
 
     @property
     def excess_flip(self) -> Floats:

@@ -124,7 +124,8 @@ class _EarlyStopping:
 
 
 def _initial(count: int, width: int, hidden: Sequence[int], generator: torch.Generator) -> Networks:
-    weights, biases = [], []
+    weights: list[Tensor] = []
+    biases: list[Tensor] = []
     for before, after in pairwise((width, *hidden, 1)):
         bound = 1 / math.sqrt(before)  # torch.nn.Linear's
         for store, shape in ((weights, (count, before, after)), (biases, (count, 1, after))):

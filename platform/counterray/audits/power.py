@@ -29,13 +29,15 @@ def detectable_effect(spread: Floats, patients: int, *, alpha: float, power: flo
     effective = patients - level**2 / 2
     if effective <= 0:
         return np.full_like(spread, math.inf)
-    return (level + reach) * spread / math.sqrt(effective)
+    smallest: Floats = (level + reach) * spread / math.sqrt(effective)
+    return smallest
 
 
 def patients_to_detect(spread: Floats, effect: float, *, alpha: float, power: float) -> Floats:
     """Patients ``[C]`` that a one-sided test needs to find a mean of ``effect`` with the given power."""
     level, reach = norm.ppf(1 - alpha), norm.ppf(power)
-    return np.ceil(((level + reach) * spread / effect) ** 2 + level**2 / 2)
+    needed: Floats = np.ceil(((level + reach) * spread / effect) ** 2 + level**2 / 2)
+    return needed
 
 
 def patients_for_equivalence(spread: Floats, margin: float, *, alpha: float, power: float) -> Floats:
@@ -49,4 +51,5 @@ def patients_for_equivalence(spread: Floats, margin: float, *, alpha: float, pow
     level, reach = norm.ppf(1 - alpha), norm.ppf((1 + power) / 2)
     needed = ((level + reach) * spread / margin) ** 2 + level**2 / 2
     unseen = math.log(alpha) / math.log1p(-margin) if margin < 1 else 1.0
-    return np.ceil(np.maximum(needed, unseen))
+    patients: Floats = np.ceil(np.maximum(needed, unseen))
+    return patients

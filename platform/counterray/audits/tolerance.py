@@ -60,7 +60,7 @@ class Tolerance:
         net_flips = ClusteredMeans.of(effects.excess_flip, patients)
         flip_rate = rate_below_margin(flips, margins.flip_rate)
         if subtract:
-            noisy = effects.placebo_flip.any(axis=-1)[:, None]
+            noisy = (effects.placebo_flip.max(axis=-1) > 0)[:, None]
             flip_rate = np.where(noisy, below_margin(net_flips, margins.flip_rate), flip_rate)
         root = math.sqrt(mean.patients)
         needed = [
