@@ -230,9 +230,9 @@ class World:
 
     def _drawn_label(self, random: Random, reference: Individuals) -> Callable[[Floats], Floats]:
         shape, name = _LABELS[self.config.name], self.config.name
-        width = shape.features(reference.root[:1]).shape[1]
+        width, (low, high) = shape.features(reference.root[:1]).shape[1], shape.weights
         for _ in range(1000):
-            weights = random.uniform(*shape.weights, width)
+            weights = random.uniform(low, high, width)
             bias = random.normal(*shape.bias)
 
             logit = _Logit(shape.features, weights, bias, logarithm=name == "log_scale")
