@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import islice, pairwise
 
 import pytest
@@ -95,9 +96,13 @@ def test_folds_divide_the_patients(phantom_dataset: Dataset) -> None:
     assert {fold_of(patient) for patient in folds["a"]} == {"a"}
 
 
-def test_an_empty_split_is_named(phantom_dataset: Dataset) -> None:
-    with pytest.raises(StorageError, match=r"no study in split 'holdout'.*train"):
+def test_an_empty_split_and_one_that_is_none_are_named(phantom_dataset: Dataset) -> None:
+    with pytest.raises(StorageError, match=r"no split 'holdout'; splits are train, validation, test"):
         make_plan(phantom_dataset, "holdout", LoaderConfig(), seed=0)
+    shards = {**phantom_dataset.manifest.shards, "test": ()}
+    empty = replace(phantom_dataset, manifest=phantom_dataset.manifest.model_copy(update={"shards": shards}))
+    with pytest.raises(StorageError, match=r"no study in split 'test' \(with studies: train, validation"):
+        make_plan(empty, "test", LoaderConfig(), seed=0)
 
 
 def test_a_batch_size_beyond_the_data_is_an_error(phantom_dataset: Dataset) -> None:
