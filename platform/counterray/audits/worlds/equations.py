@@ -230,11 +230,10 @@ class World:
 
     def _drawn_label(self, random: Random, reference: Individuals) -> Callable[[Floats], Floats]:
         shape, name = _LABELS[self.config.name], self.config.name
-        width, (low, high) = shape.features(reference.root[:1]).shape[1], shape.weights
+        width = int(shape.features(reference.root[:1]).shape[1])
         for _ in range(1000):
-            weights = random.uniform(low, high, width)
+            weights = random.uniform(*shape.weights, width)
             bias = random.normal(*shape.bias)
-
             logit = _Logit(shape.features, weights, bias, logarithm=name == "log_scale")
             rate = float((logit(reference.root) >= 0).mean())
             if self.config.reading == "as_shipped" and 0 < rate < 1:
