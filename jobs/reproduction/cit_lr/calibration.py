@@ -47,13 +47,18 @@ def measure_calibration(run: CalibrationRun) -> dict[str, Any]:
 
 def replicate(setting: Setting, settings: Calibration, config: AuditConfig, *, seed: int) -> PairFinding:
     """One world, one classifier and its audit."""
-    world = World(WorldConfig(name="linear", noise=settings.noise, seed=seed))
+    has_effect = setting in ("power", "false_equivalence")
+    world = World(
+        WorldConfig(name="linear", seed=seed)
+        if has_effect
+        else WorldConfig(name="linear", noise=settings.noise, seed=seed)
+    )
     learning = world.individuals(settings.learning, seed=0)
     audited = world.individuals(settings.individuals, seed=1)
     config = config.model_copy(
         update={"seed": seed, "permutations": settings.permutations, "resamples": settings.resamples}
     )
-    if setting in ("power", "false_equivalence"):
+    if has_effect:
         effect = settings.effect if setting == "power" else config.margins.absolute_effect
         scores = _with_effect(world, learning, audited, effect)
     else:
@@ -102,7 +107,7 @@ def _with_effect(
     many = world.individuals(4000, seed=2)
     zero, one = (pool[1].scores(world, world.features(many, np.full(len(many), level))) for level in (0, 1))
     share = effect / np.abs(one - zero).mean()
-    scores = pool_scores(world, pool, audited, ExactGenerator(world))
+    scores = pool_scores(world, pool, audited, ExactGenerator(world, noise="redrawn"))
     weights = np.array([1 - share, share])
     return replace(
         scores.select([0]),
