@@ -65,10 +65,15 @@ def _scores(
     setting: Setting, settings: Calibration, config: AuditConfig, *, seed: int, world_seed: int
 ) -> CounterfactualScores | None:
     """Of one world; ``None`` where it has no classifier such as the setting asks for."""
-    world = World(WorldConfig(name="linear", noise=settings.noise, seed=world_seed))
+    has_effect = setting in ("power", "false_equivalence")
+    world = World(
+        WorldConfig(name="linear", seed=world_seed)
+        if has_effect
+        else WorldConfig(name="linear", noise=settings.noise, seed=world_seed)
+    )
     learning = world.individuals(settings.learning, seed=0)
     audited = world.individuals(settings.individuals, seed=1)
-    if setting in ("power", "false_equivalence"):
+    if has_effect:
         effect = settings.effect if setting == "power" else config.margins.absolute_effect
         return _with_effect(world, learning, audited, effect)
     generator, null = _generators(setting, world, learning, settings, seed=seed)
@@ -116,7 +121,7 @@ def _with_effect(
     share = effect / np.abs(one - zero).mean()
     if share > 1:  # the mixture would be no probability
         return None
-    scores = pool_scores(world, pool, audited, ExactGenerator(world))
+    scores = pool_scores(world, pool, audited, ExactGenerator(world, noise="redrawn"))
     weights = np.array([1 - share, share])
     return replace(
         scores.select([0]),

@@ -62,7 +62,8 @@ class Calibration(Config):
     learning: int = Field(default=400, ge=100)
     """Rows that classifier and generator are fitted on."""
     noise: float = Field(default=0.3, ge=0)
-    """σ of the calibration's worlds: a generator that draws noise anew then moves scores visibly."""
+    """σ of the worlds of type I error: a generator that draws noise anew then moves scores visibly. Power and
+    equivalence are measured at the worlds' own σ, where classifiers can be made to depend."""
     null_generators: int = Field(default=19, ge=19)
     """Generators with shuffled levels, for the one that does not know the graph."""
     effect: float = Field(default=0.05, gt=0, lt=1)

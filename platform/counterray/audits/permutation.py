@@ -79,16 +79,17 @@ def column_permutation(changes: Floats, *, seed: int) -> PermutationTest:
     """As `role_permutation` where whole generators are exchangeable, and not single individuals.
 
     Every null generator makes errors that its individuals share, so roles change for all individuals at
-    once: the real generator is ranked among the R null ones. The smallest p-value is ``1 / (R + 1)``.
+    once: the real generator is ranked among the R null ones by the mean of ``|changes|``. Signs do not count,
+    since the direction of an intervention on shuffled levels is not the pair's. The smallest p-value is
+    ``1 / (R + 1)``.
 
     Args:
-        changes: ``[..., N, R + 1]``, see `role_permutation`.
+        changes: ``[..., N, R + 1]``, the real generator's first.
         seed: Of the randomised p-value.
     """
     shape = changes.shape[:-2]
     flat = changes.reshape(-1, *changes.shape[-2:])
-    size, together = np.abs(flat).sum(axis=1).T, np.abs(flat.sum(axis=1)).T  # [R + 1, C]
-    statistic = np.maximum(_standardised(size), _standardised(together))
+    statistic = _standardised(np.abs(flat).sum(axis=1).T)  # [R + 1, C]
     above = (statistic[1:] > statistic[0] + _TIE).sum(axis=0).astype(np.float64)
     equal = (np.abs(statistic[1:] - statistic[0]) <= _TIE).sum(axis=0).astype(np.float64)
     return _test(above, equal, len(statistic) - 1, np.random.default_rng(seed).random(), shape)

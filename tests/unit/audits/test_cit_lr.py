@@ -90,7 +90,7 @@ def test_constant_predictions_have_no_p_value_as_shipped_and_p_one_as_meant():
 
 
 def test_relabelling_the_levels_changes_nothing_that_is_orthogonal():
-    f, g = _fitted(rows(), rows(seed=1), 2, NuisanceConfig(epochs=30), seed=0)
+    f, g = _fitted(rows(), rows(seed=1), 2, CitLrConfig(nuisance=NuisanceConfig(epochs=30)), seed=0)
     data = rows(seed=1)
     swapped = Rows(
         predictions=1 - data.predictions,

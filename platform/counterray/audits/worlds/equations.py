@@ -214,15 +214,11 @@ class World:
 
     def _drawn_label(self, random: Random, reference: Individuals) -> Callable[[Floats], Floats]:
         shape, name = _LABELS[self.config.name], self.config.name
-        width = shape.features(reference.root[:1]).shape[1]
+        width = int(shape.features(reference.root[:1]).shape[1])
         for _ in range(1000):
-            weights: Floats = np.asarray(random.uniform(*shape.weights, width))
+            weights = random.uniform(*shape.weights, width)
             bias = random.normal(*shape.bias)
-
-            def logit(root: Floats, weights: Floats = weights, bias: float = bias) -> Floats:
-                score: Floats = shape.features(root) @ weights
-                return (np.log(np.maximum(score, 1e-4)) if name == "log_scale" else score) + bias
-
+            logit = _Logit(shape.features, weights, bias, logarithm=name == "log_scale")
             rate = float((logit(reference.root) >= 0).mean())
             if self.config.reading == "as_shipped" and 0 < rate < 1:
                 return logit
