@@ -69,6 +69,21 @@ def _products(root: Floats) -> Floats:
     return products
 
 
+@dataclass(frozen=True)
+class _Logit:
+    """``w · features(Z_T) + b``, or ``log(max(w · features, 1e-4)) + b``."""
+
+    features: Callable[[Floats], Floats]
+    weights: Floats
+    bias: float
+    logarithm: bool
+
+    def __call__(self, root: Floats) -> Floats:
+        """``[n]``."""
+        score: Floats = self.features(root) @ self.weights
+        return (np.log(np.maximum(score, 1e-4)) if self.logarithm else score) + self.bias
+
+
 _LABELS: Mapping[WorldName, _Label] = {
     "linear": _Label(lambda z: z, (-1, 1), (-1.5, 1)),
     "quadratic": _Label(np.square, (-4, 4), (20, 1)),
@@ -163,7 +178,8 @@ class World:
 
     def labels(self, individuals: Individuals) -> Codes:
         """``1[sigmoid(logit) >= 1/2]``, ``[n]``; a function of the root alone."""
-        return np.asarray(expit(self._label(individuals.root)) >= 0.5).astype(np.int64)
+        labels: Codes = (expit(self._label(individuals.root)) >= 0.5).astype(np.int64)
+        return labels
 
     def latents(self, individuals: Individuals, level: Codes | None = None) -> list[Floats]:
         """``[Z_1 … Z_T]``, each ``[n, k]``, at ``level [n]``, or as observed."""
