@@ -183,6 +183,7 @@ class EffectAudit:
                     "reason": gate.reason,
                     "remedy": gate.remedy,
                     "judge": gate.judge,
+                    "note": gate.note,
                 }
                 for gate in self.gates
             ],

@@ -43,6 +43,7 @@ class Gate:
         reason: Why it is closed, or why it was waived.
         remedy: What would open it.
         judge: Who measured.
+        note: What a reader must know of the measurement, such as on how many images it was made.
     """
 
     name: GateName
@@ -53,6 +54,7 @@ class Gate:
     reason: str = ""
     remedy: str = ""
     judge: str | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -133,4 +135,5 @@ def _gate(name: GateName, kind: _Kind, reading: Reading | None, config: GateConf
         reason=reason,
         remedy=remedy,
         judge=judge,
+        note="" if reading is None else reading.note,
     )
