@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from counterray.audits.errors import AuditError
 from counterray.audits.scores import CounterfactualScores, Target
+from counterray.evaluation.intervals import Floats
 from counterray.evaluation.pictures import EFFECT_RANGE, effect_gradient, effect_picture, grey_picture
 from counterray.evaluation.report import ImageGrid, ImageRow, Legend
 
@@ -75,7 +77,10 @@ def most_affected(scores: CounterfactualScores, *, count: int, salt: bytes) -> l
     return picks
 
 
-def _ranked(flips: Any, size: Any, codes: Any) -> list[tuple[int, int]]:
+def _ranked(
+    flips: NDArray[np.bool_], size: Floats, codes: NDArray[np.str_]
+) -> list[tuple[int, int]]:
+    """Individual and level of every change of one target, the largest first."""
     rows, levels = np.nonzero(size > 0)
     order = np.lexsort((codes[rows], -size[rows, levels], ~flips[rows, levels]))
     return [(int(rows[k]), int(levels[k])) for k in order]
