@@ -103,11 +103,18 @@ def fit_image_pool(config: ImagePoolConfig) -> list[PlantedClassifier]:
     config.checked()
     learned = make_batch(config.studies, config.image_size, config.seed)
     individuals = render_levels(learned, attribute=config.attribute)
+    for finding in config.findings:
+        if len(np.unique(_labels(individuals, finding))) < 2:
+            raise AuditError(
+                f"All or none of the {config.studies} studies to learn from show {finding}; raise studies."
+            )
     reader = Reader.fit(individuals)
     made = [
         classifier for kind in config.kinds for classifier in _of_kind(kind, config, individuals, reader)
     ]
-    sight = Sight(learned.image, individuals.records[0], config)
+    sight = Sight(
+        learned.image, individuals.records[0], config, rerendered=_at_reference(individuals, config)
+    )
     return [
         replace(each, threshold=youden_threshold(each.seen(sight), _labels(individuals, each.finding)))
         for each in made
@@ -145,13 +152,18 @@ def image_pool_scores(
     }
     images = individuals.images if intervened is None else intervened
     null = batch.image[None] if placebo is None else placebo
-    changed = [Sight(*pair, config) for pair in zip(images, individuals.records, strict=True)]
-    unchanged = [Sight(image, record, config) for image in null]
+    fixed = _at_reference(individuals, config)
+    changed = [
+        Sight(image, each, config, rerendered=fixed)
+        for image, each in zip(images, individuals.records, strict=True)
+    ]
+    unchanged = [Sight(image, record, config, rerendered=fixed) for image in null]
+    observed = Sight(batch.image, record, config, rerendered=fixed)
     return CounterfactualScores(
         attribute=individuals.attribute,
         levels=individuals.levels,
         targets=[each.target for each in classifiers],
-        observed=_seen(classifiers, [Sight(batch.image, record, config)])[..., 0],
+        observed=_seen(classifiers, [observed])[..., 0],
         intervened=_seen(classifiers, changed),
         placebo=_seen(classifiers, unchanged),
         own=individuals.own,
@@ -260,6 +272,13 @@ def _base(
 def _seen(classifiers: Sequence[PlantedClassifier], sights: Sequence[Sight]) -> Floats:
     """Scores ``[T, N, len(sights)]``."""
     return np.stack([np.stack([each.seen(sight) for sight in sights], axis=-1) for each in classifiers])
+
+
+def _at_reference(individuals: LevelImages, config: ImagePoolConfig) -> Tensor | None:
+    """What rendering anew would give, where it was rendered already."""
+    if individuals.effect != "direct" or individuals.attribute != config.attribute:
+        return None
+    return individuals.images[config.position(config.reference)]
 
 
 def _labels(individuals: LevelImages, finding: str) -> Floats:

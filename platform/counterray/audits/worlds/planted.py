@@ -96,12 +96,22 @@ class Sight:
     """What classifiers look at: images and, where there are any, the records behind them.
 
     Renderings and networks' answers are kept, so that a pool that shares a network asks it once.
+
+    Attributes:
+        image: ``[N, 1, S, S]`` in [-1, 1].
     """
 
-    def __init__(self, image: Tensor, record: Values | None, config: ImagePoolConfig) -> None:
+    def __init__(
+        self,
+        image: Tensor,
+        record: Values | None,
+        config: ImagePoolConfig,
+        *,
+        rerendered: Tensor | None = None,
+    ) -> None:
         self.image = image
         self._record, self._config = record, config
-        self._rerendered: Tensor | None = None
+        self._rerendered = rerendered
         self._answers: dict[tuple[str, int], Floats] = {}
 
     @property
