@@ -270,7 +270,7 @@ def test_without_records_a_rerendered_classifier_says_what_it_needs(pool, indivi
 
 
 def test_youden_by_hand():
-    # Called from 0.6: one of two ill, none of three healthy (0.5); from 0.4: both, and one (2 / 3).
+    # From 0.7 one of two ill is called, nobody healthy: 1 / 2; from 0.4 both, and one of three: 2 / 3.
     scores, labels = np.array([0.7, 0.5, 0.4, 0.2, 0.1]), np.array([1.0, 0, 1, 0, 0])
     assert youden_threshold(scores, labels) == pytest.approx(0.3)
     tied = np.array([0.5, 0.5, 0.1])

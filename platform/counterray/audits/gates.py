@@ -56,6 +56,20 @@ class Gate:
     judge: str | None = None
     note: str = ""
 
+    def as_json(self) -> dict[str, str | float | None]:
+        """Plain values, with ``None`` for what was not measured."""
+        return {
+            "name": self.name,
+            "value": self.value if math.isfinite(self.value) else None,
+            "limit": self.limit,
+            "better": self.better,
+            "state": self.state,
+            "reason": self.reason,
+            "remedy": self.remedy,
+            "judge": self.judge,
+            "note": self.note,
+        }
+
 
 @dataclass(frozen=True)
 class _Kind:

@@ -26,7 +26,7 @@ from counterray.audits.settings import MarginConfig
 from counterray.audits.verdicts import Verdict
 from counterray.audits.worlds.image_networks import ExcludedHead, Reader, ThumbnailClassifier, fit_network
 from counterray.audits.worlds.level_images import LevelImages, planted_batch, render_levels
-from counterray.audits.worlds.planted import ImagePoolConfig, PlantedClassifier, Sight
+from counterray.audits.worlds.planted import ImagePoolConfig, Kind, PlantedClassifier, Sight
 from counterray.data.phantom.studies import make_batch
 from counterray.evaluation.intervals import Floats
 
@@ -218,7 +218,7 @@ def youden_threshold(scores: Floats, labels: Floats) -> float:
 
 
 def _of_kind(
-    kind: str, config: ImagePoolConfig, individuals: LevelImages, reader: Reader
+    kind: Kind, config: ImagePoolConfig, individuals: LevelImages, reader: Reader
 ) -> list[PlantedClassifier]:
     pairs = [(finding, strength) for finding in config.findings for strength in config.strengths]
     if kind == "confounded":
@@ -235,7 +235,7 @@ def _of_kind(
     network, head = _base(kind, config, individuals)
     return [
         PlantedClassifier(
-            kind="rerendered" if kind == "rerendered" else "excluded",
+            kind=kind,
             finding=finding,
             strength=strength,
             config=config,
@@ -256,7 +256,7 @@ def _confounded(
 
 
 def _base(
-    kind: str, config: ImagePoolConfig, individuals: LevelImages
+    kind: Kind, config: ImagePoolConfig, individuals: LevelImages
 ) -> tuple[ThumbnailClassifier, ExcludedHead | None]:
     batch, level = individuals.batch, config.position(config.reference)
     if kind == "rerendered":

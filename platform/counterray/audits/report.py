@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from counterray.audits.errors import AuditError
+from counterray.audits.reporting.doses import DoseResults, doses_section
 from counterray.audits.reporting.effects import effects_section, flips_section
 from counterray.audits.reporting.group_sections import (
     associations_section,
@@ -32,7 +33,8 @@ class AuditReport:
 
     Attributes:
         title: Heading.
-        results: One entry for each attribute.
+        results: One entry for each attribute with levels.
+        doses: One entry for each continuous attribute.
         facts: Code version, data fingerprint, generator, seeds and the like; no identifiers.
         bundles: Role of each network (classifier, generator, judge) to its checksum.
         config: The resolved configuration of the audit.
@@ -43,14 +45,15 @@ class AuditReport:
     """
 
     title: str
-    results: Sequence[AttributeResults]
+    results: Sequence[AttributeResults] = ()
+    doses: Sequence[DoseResults] = ()
     facts: Mapping[str, Cell] = field(default_factory=dict)
     bundles: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     limits: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        attributes = [each.attribute for each in self.results]
+        attributes = [each.attribute for each in (*self.results, *self.doses)]
         twice = sorted({name for name in attributes if attributes.count(name) > 1})
         if not attributes:
             raise AuditError("A report needs the results of one attribute or more.")
@@ -65,29 +68,34 @@ class AuditReport:
         """What was audited, in a sentence."""
         audits = [audit for each in self.results for audit in each.audits]
         targets = {finding.target for audit in audits for finding in audit.findings}
+        targets |= {finding.target for each in self.doses for finding in each.audit.findings}
         classifiers = len({target.classifier for target in targets})
         findings = len({target.finding for target in targets})
-        attributes = ", ".join(words(each.attribute) for each in self.results)
+        attributes = ", ".join(words(each.attribute) for each in (*self.results, *self.doses))
+        images = max([audit.individuals for audit in audits] + [each.individuals for each in self.doses])
         return (
-            f"{_plural(classifiers, 'classifier')}, {_plural(findings, 'finding')}, audited for {attributes} by "
-            f"counterfactual images of {max(audit.individuals for audit in audits)} images."
+            f"{_plural(classifiers, 'classifier')}, {_plural(findings, 'finding')}, audited for "
+            f"{attributes} with counterfactuals of {images} images."
         )
 
     def page(self) -> Report:
         """The page: verdicts first, then each attribute, then where it comes from and what it cannot say."""
-        report = Report(
-            self.title, self.subtitle, SYNTHETIC_NOTICE, f"Made by counterray {self.facts.get('Code version', '')}."
-        )
-        report.add(verdicts_section(self.results))
+        footer = f"Made by counterray {self.facts.get('Code version', '')}."
+        report = Report(self.title, self.subtitle, SYNTHETIC_NOTICE, footer)
+        report.add(verdicts_section(self.results, self.doses))
         for each in self.results:
-            title = words(each.attribute)
-            title = title[:1].upper() + title[1:]
-            report.add(gates_section(each))
+            title = _heading(each.attribute)
+            gates = {f"Gates of the {audit.effect} effect": audit.gates for audit in each.audits}
+            report.add(gates_section(gates, title=title))
             report.add(effects_section(each, title=title))
             report.add(flips_section(each, title=title))
             report.add(performance_section(each, title=title))
             report.add(associations_section(each, title=title))
             report.add(causes_section(each, title=title))
+        for dose in self.doses:
+            title = _heading(dose.attribute)
+            report.add(gates_section({"Gates": dose.audit.gates}, title=title))
+            report.add(doses_section(dose, title=title))
         report.add(limits_section(self.limits))
         report.add(provenance_section(self.facts, bundles=self.bundles, config=self._settings()))
         return report
@@ -103,6 +111,7 @@ class AuditReport:
             "title": self.title,
             "subtitle": self.subtitle,
             "attributes": [each.as_json() for each in self.results],
+            "doses": [each.as_json() for each in self.doses],
             "facts": {name: _plain(value) for name, value in self.facts.items()},
             "bundles": dict(self.bundles),
             "config": dict(self.config),
@@ -112,7 +121,12 @@ class AuditReport:
     def markdown(self) -> str:
         """A summary for a model card."""
         return markdown_summary(
-            self.results, title=self.title, facts=self.facts, bundles=self.bundles, limits=self.limits
+            self.results,
+            self.doses,
+            title=self.title,
+            facts=self.facts,
+            bundles=self.bundles,
+            limits=self.limits,
         )
 
     def _settings(self) -> dict[str, Any]:
@@ -122,6 +136,7 @@ class AuditReport:
             for each in self.results
             for audit in each.audits
         }
+        audits |= {each.attribute: each.audit.config.model_dump(mode="json") for each in self.doses}
         return {**self.config, **audits}
 
 
@@ -133,3 +148,8 @@ def _plain(value: Cell) -> str | float | int | None | dict[str, str]:
 
 def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def _heading(attribute: str) -> str:
+    text = words(attribute)
+    return text[:1].upper() + text[1:]

@@ -10,10 +10,12 @@ import torch
 
 from counterray.audits.cit_lr import CitLr
 from counterray.audits.counterfactual_effect import counterfactual_effect
+from counterray.audits.dose_response import DoseScores, dose_response
 from counterray.audits.errors import AuditError
 from counterray.audits.gates import Reading
 from counterray.audits.report import AuditReport
 from counterray.audits.reporting.causes import CausalStatement
+from counterray.audits.reporting.doses import DoseResults
 from counterray.audits.reporting.gallery import Example, Pick, most_affected, patient_code
 from counterray.audits.reporting.groups import associations, level_counts
 from counterray.audits.reporting.results import AttributeResults
@@ -212,7 +214,7 @@ def test_cannot_tell_says_why_and_what_would_help():
     report = report_of(results_of(HAND, audits=[audit]))
     text, told = text_of(report.html()), report.markdown()
     first = text.index("Cannot tell. Gate effectiveness is closed: 0.4 is below gates.effectiveness = 0.8")
-    assert first < text.index("how far scores move")
+    assert first < text.rindex("how far scores move")  # its heading; the first is the page's index
     assert "train the generator longer" in text
     assert "judge-a:12ab" in text
     assert "on 60 images" in text
@@ -383,3 +385,54 @@ def test_codes_need_a_salt_and_follow_it():
     assert re.fullmatch(r"[0-9a-f]{10}", patient_code("1", salt=SALT))
     with pytest.raises(AuditError, match="has 4 bytes; 16 or more"):
         patient_code("1", salt=b"four")
+
+
+# Continuous attributes.
+
+
+def test_doses_by_hand():
+    doses = DoseScores(
+        attribute="age",
+        unit="years",
+        doses=[40.0, 60.0, 80.0],
+        targets=[Target(classifier="c0", finding="edema")],
+        own=np.full(60, 60.0),
+        at_own=np.full((1, 60), 0.45),
+        intervened=np.tile([0.4, 0.45, 0.55], (1, 60, 1)),
+        placebo=np.full((1, 60, 1), 0.45),
+        patients=[f"MRN-{row}" for row in range(60)],
+    )
+    results = DoseResults(
+        audit=dose_response(doses, config(minimum_patients=2), readings=[]), individuals=60, patients=60
+    )
+    report = report_of(doses=[results])
+    [dose] = json.loads(json.dumps(report.as_json(), allow_nan=False))["doses"]
+    [finding] = dose["findings"]
+    assert [point["value"] for point in finding["curve"]] == pytest.approx([0, 0.05, 0.15])
+    assert finding["slope"]["value"] == pytest.approx(0.15 / 40)
+    assert finding["verdict"] == "depends"
+    page = report.html()
+    assert "From 40 to 80 years the score changes by +0.150 (95 % interval +0.150 to +0.150)" in text_of(page)
+    assert "100.0% of decisions change, in 60 images of 60 patients" in page
+    assert "Age: how scores follow it" in page
+    assert "MRN-" not in page + report.markdown()
+    assert "From 40 to 80 years" in report.markdown()
+
+
+def test_doses_of_a_generator_that_cannot_tell():
+    doses = DoseScores(
+        attribute="age",
+        unit="years",
+        doses=[40.0, 80.0],
+        targets=[Target(classifier="c0", finding="edema")],
+        own=np.full(20, 40.0),
+        at_own=np.full((1, 20), 0.4),
+        intervened=np.tile([0.4, 0.55], (1, 20, 1)),
+        placebo=np.full((1, 20, 1), 0.4),
+        patients=[f"p{row}" for row in range(20)],
+    )
+    audit = dose_response(doses, AuditConfig(minimum_patients=2, resamples=200), readings=[])
+    report = report_of(doses=[DoseResults(audit=audit, individuals=20, patients=20)])
+    text = text_of(report.html())
+    assert "Nothing can be said about age. Gate effectiveness is closed: it was not measured." in text
+    assert report.as_json()["doses"][0]["findings"][0]["sentence"].startswith("Cannot tell.")

@@ -44,7 +44,7 @@ def performance_section(results: AttributeResults, *, title: str) -> Section:
     ]
     blocks: list[Block] = [
         *([_auroc_chart(results, made)] if made else []),
-        Table(["Classifier, finding", "Level", "Images", "With the finding", *_METRICS], rows, folded=False),
+        Table(["Classifier, finding", "Level", "Images", "With the finding", *_METRICS], rows),
         Table(["Classifier, finding", "No performance by group, because"], left_out, "Left out"),
     ]
     return Section(
@@ -79,7 +79,7 @@ def associations_section(results: AttributeResults, *, title: str) -> Section:
         f"{title}: associational tests beside it",
         [
             Text(list(WHY_TESTS_DISAGREE) if rows else []),
-            Table([*columns, "Rates", "Beside the verdict"], rows, folded=len(rows) > 24),
+            Table([*columns, "Rates", "Beside the verdict"], rows, f"{len(rows)} tests", len(rows) > 24),
         ],
         "Tests that look at observed images only. They answer other questions than the verdict does.",
     )
@@ -109,7 +109,8 @@ def causes_section(results: AttributeResults, *, title: str) -> Section:
             ]
             for path in results.causes.paths(results.attribute)
         ]
-        blocks.append(Table(["Path", "Kind", "As stated", "Reason"], rows, folded=len(rows) > 15))
+        columns = ["Path", "Kind", "As stated", "Reason"]
+        blocks.append(Table(columns, rows, f"{len(rows)} paths", len(rows) > 15))
         if not rows:
             blocks.append(
                 Text([f"By this graph {words(results.attribute)} does not reach {results.causes.outcome}."])

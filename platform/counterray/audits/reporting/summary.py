@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from counterray.audits.findings import EffectAudit, Estimate
+from counterray.audits.gates import Gate
+from counterray.audits.reporting.doses import DoseResults
 from counterray.audits.reporting.results import AttributeResults
 from counterray.audits.reporting.verdicts import deciding
 from counterray.audits.reporting.wording import LIMITS, VERDICTS, words
@@ -16,6 +18,7 @@ _COLUMNS = ("classifier, finding", "change that decides", "verdict", "mean effec
 
 def markdown_summary(
     results: Sequence[AttributeResults],
+    doses: Sequence[DoseResults] = (),
     *,
     title: str,
     facts: Mapping[str, Cell],
@@ -27,6 +30,8 @@ def markdown_summary(
     for each in results:
         for audit in each.audits:
             parts += [*_attribute(audit), ""]
+    for dose in doses:
+        parts += [*_dose(dose), ""]
     parts += ["### Provenance of the audit", ""]
     parts += [f"- {_text(name)}: {_cell(value)}" for name, value in facts.items()]
     parts += [f"- {_text(role)}: `{checksum}`" for role, checksum in bundles.items()]
@@ -59,12 +64,35 @@ def _attribute(audit: EffectAudit) -> list[str]:
             f"{finding.p_corrected:.3g}" if told else "–",
         )
         lines.append(f"| {' | '.join(cells)} |")
-    lines += [f"| {_text(name)} | – | Not audited: {_text(why)} | – | – | – |" for name, why in audit.refused.items()]
-    lines += ["", "Validity gates of the generator:", ""]
-    for gate in audit.gates:
+    lines += [
+        f"| {_text(name)} | – | Not audited: {_text(why)} | – | – | – |"
+        for name, why in audit.refused.items()
+    ]
+    return [*lines, *_gates(audit.gates)]
+
+
+def _dose(results: DoseResults) -> list[str]:
+    audit = results.audit
+    lines = [
+        f"### {_text(words(audit.attribute))}, dose and response",
+        "",
+        f"{results.individuals} images of {results.patients} patients.",
+        "",
+    ]
+    lines += [
+        f"- {_text(words(each.target.name))}: {VERDICTS[each.verdict]}. {_text(results.sentence(each))}"
+        for each in audit.findings
+    ]
+    return [*lines, *_gates(audit.gates)]
+
+
+def _gates(gates: Sequence[Gate]) -> list[str]:
+    lines = ["", "Validity gates of the generator:", ""]
+    for gate in gates:
         value = "not measured" if math.isnan(gate.value) else f"{gate.value:.3g}"
-        sign = "at least" if gate.better == "higher" else "at most"
-        line = f"- {words(gate.name)}: {gate.state}, {value} ({sign} {gate.limit:g}; judge: {gate.judge or 'none'})"
+        limit = f"{'at least' if gate.better == 'higher' else 'at most'} {gate.limit:g}"
+        judge = _text(gate.judge or "none")
+        line = f"- {words(gate.name)}: {gate.state}, {value} ({limit}; judge: {judge})"
         lines.append(line + (f"; {_text(gate.reason)}" if gate.reason else ""))
         if gate.remedy:
             lines.append(f"  - to open it: {_text(gate.remedy)}")

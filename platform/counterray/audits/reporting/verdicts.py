@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 from counterray.audits.findings import EffectAudit, PairFinding
+from counterray.audits.gates import Gate
+from counterray.audits.reporting.doses import DoseResults, dose_rows
 from counterray.audits.reporting.results import AttributeResults
 from counterray.audits.reporting.wording import (
     GATE_QUESTIONS,
@@ -34,12 +37,13 @@ SHOWN = 24
 _ORDER = {verdict: place for place, verdict in enumerate(VERDICTS)}
 
 
-def verdicts_section(results: Sequence[AttributeResults]) -> Section:
+def verdicts_section(
+    results: Sequence[AttributeResults], doses: Sequence[DoseResults] = ()
+) -> Section:
     """A verdict for each target and attribute, those that ask for action first."""
     audits = [audit for each in results for audit in each.audits]
-    rows = sorted(
-        (row for audit in audits for row in _verdict_rows(audit)), key=lambda row: _ORDER[row[0]]
-    )
+    found_rows = [row for audit in audits for row in _verdict_rows(audit)] + _dose_rows(doses)
+    rows = sorted(found_rows, key=lambda row: _ORDER[row[0]])
     found = [verdict for verdict, _ in rows]
     cards = [Card(text, found.count(verdict), f"of {len(found)}") for verdict, text in VERDICTS.items()]
     columns = ["Classifier, finding", "Attribute and effect", "Verdict", "In plain words", "To settle it"]
@@ -51,7 +55,7 @@ def verdicts_section(results: Sequence[AttributeResults]) -> Section:
     ]
     blocks: list[Block] = [
         Cards(cards),
-        Text([_closed(audit) for audit in audits], tone="warning"),
+        Text([*map(_closed, audits), *map(_closed_doses, doses)], tone="warning"),
         Table(columns, cells[:SHOWN], "Verdicts"),
         Table(columns, cells[SHOWN:], f"{len(cells) - SHOWN} more verdicts", folded=True),
         Table(["Classifier, finding", "Attribute and effect", "Not audited, because"], refused, "Left out"),
@@ -65,30 +69,23 @@ def verdicts_section(results: Sequence[AttributeResults]) -> Section:
     )
 
 
-def gates_section(results: AttributeResults) -> Section:
-    """Every gate: what was measured, what was asked for, by whom, and what would open a closed one."""
+def gates_section(gates: Mapping[str, Sequence[Gate]], *, title: str) -> Section:
+    """Every gate: what was measured, what was asked for, by whom, and what would open a closed one.
+
+    Args:
+        gates: Caption of each table to its gates.
+        title: Of the attribute.
+    """
     blocks: list[Block] = []
-    for audit in results.audits:
-        rows: list[list[Cell]] = [
-            [
-                f"{words(gate.name)}: {GATE_QUESTIONS[gate.name]}",
-                Missing(gate.reason if gate.state != "open" else "") if gate.value != gate.value else gate.value,
-                f"{'at least' if gate.better == 'higher' else 'at most'} {gate.limit:g}",
-                gate.state,
-                gate.judge or "no judge",
-                gate.reason or gate.note,
-                gate.remedy,
-            ]
-            for gate in audit.gates
-        ]
+    for caption, each in gates.items():
         columns = ["Gate", "Measured", "Limit", "State", "Judge", "Reason or note", "What would open it"]
-        blocks.append(Table(columns, rows, f"Gates of the {audit.effect} effect"))
-        waived = [gate.name for gate in audit.gates if gate.state == "waived"]
+        blocks.append(Table(columns, [_gate_row(gate) for gate in each], caption))
+        waived = [words(gate.name) for gate in each if gate.state == "waived"]
         if waived:
-            names = ", ".join(map(words, waived))
-            blocks.append(Text([f"Waived and not measured by this audit: {names}. Read the reason above."]))
+            text = f"Waived and not measured by this audit: {', '.join(waived)}. Read the reason above."
+            blocks.append(Text([text]))
     return Section(
-        f"{_title(results)}: is the generator fit to say?",
+        f"{title}: is the generator fit to say?",
         blocks,
         "Nothing that rests on generated images means anything while one of these is closed.",
     )
@@ -121,13 +118,42 @@ def _verdict_rows(audit: EffectAudit) -> list[tuple[Verdict, list[Cell]]]:
     return rows
 
 
+def _dose_rows(doses: Sequence[DoseResults]) -> list[tuple[Verdict, list[Cell]]]:
+    return [
+        (
+            finding.verdict,
+            [
+                words(finding.target.name),
+                f"{words(each.attribute)}, dose and response",
+                VERDICTS[finding.verdict],
+                each.sentence(finding),
+                "",
+            ],
+        )
+        for each, finding in dose_rows(doses)
+    ]
+
+
 def _closed(audit: EffectAudit) -> str:
-    closed = [gate for gate in audit.gates if gate.state == "closed"]
-    if not closed:
-        return ""
-    return f"Nothing can be said about {words(audit.attribute)} ({audit.effect} effect). {gate_sentence(closed)}"
+    return _closed_gates(f"{words(audit.attribute)} ({audit.effect} effect)", audit.gates)
 
 
-def _title(results: AttributeResults) -> str:
-    text = words(results.attribute)
-    return text[:1].upper() + text[1:]
+def _closed_doses(results: DoseResults) -> str:
+    return _closed_gates(words(results.attribute), results.audit.gates)
+
+
+def _closed_gates(about: str, gates: Sequence[Gate]) -> str:
+    closed = [gate for gate in gates if gate.state == "closed"]
+    return f"Nothing can be said about {about}. {gate_sentence(closed)}" if closed else ""
+
+
+def _gate_row(gate: Gate) -> list[Cell]:
+    return [
+        f"{words(gate.name)}: {GATE_QUESTIONS[gate.name]}",
+        Missing("" if gate.state == "open" else gate.reason) if math.isnan(gate.value) else gate.value,
+        f"{'at least' if gate.better == 'higher' else 'at most'} {gate.limit:g}",
+        gate.state,
+        gate.judge or "no judge",
+        gate.reason or gate.note,
+        gate.remedy,
+    ]
