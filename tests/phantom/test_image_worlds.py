@@ -187,7 +187,8 @@ def test_truth_by_hand(pool, individuals):
 def test_true_verdicts_by_hand():
     def pair(**numbers):
         return PairTruth(
-            **{"first": "a", "second": "b", "mean": 0, "absolute": 0, "flip_rate": 0, "individuals": 9} | numbers
+            **{"first": "a", "second": "b", "mean": 0, "absolute": 0, "flip_rate": 0, "individuals": 9}
+            | numbers
         )
 
     margins = MarginConfig()

@@ -109,9 +109,7 @@ def fit_image_pool(config: ImagePoolConfig) -> list[PlantedClassifier]:
                 f"All or none of the {config.studies} studies to learn from show {finding}; raise studies."
             )
     reader = Reader.fit(individuals)
-    made = [
-        classifier for kind in config.kinds for classifier in _of_kind(kind, config, individuals, reader)
-    ]
+    made = [classifier for kind in config.kinds for classifier in _of_kind(kind, config, individuals, reader)]
     sight = Sight(
         learned.image, individuals.records[0], config, rerendered=_at_reference(individuals, config)
     )
@@ -143,7 +141,9 @@ def image_pool_scores(
     """
     config = _one_config(classifiers)
     if (intervened is None) != (placebo is None):
-        raise AuditError("A generator's counterfactuals and its null interventions belong together; give both.")
+        raise AuditError(
+            "A generator's counterfactuals and its null interventions belong together; give both."
+        )
     batch = individuals.batch
     own = torch.from_numpy(individuals.own)
     record = {
@@ -173,9 +173,7 @@ def image_pool_scores(
     )
 
 
-def true_effects(
-    classifiers: Sequence[PlantedClassifier], individuals: LevelImages
-) -> list[list[PairTruth]]:
+def true_effects(classifiers: Sequence[PlantedClassifier], individuals: LevelImages) -> list[list[PairTruth]]:
     """The truth of each classifier for each pair of levels, by the renderer's images."""
     scores = image_pool_scores(classifiers, individuals)
     truths = []
@@ -207,7 +205,9 @@ def youden_threshold(scores: Floats, labels: Floats) -> float:
     """
     ill = labels == 1
     if ill.all() or not ill.any():
-        raise AuditError("Youden's threshold needs individuals with and without the finding; draw more studies.")
+        raise AuditError(
+            "Youden's threshold needs individuals with and without the finding; draw more studies."
+        )
     order = np.argsort(-scores, kind="stable")
     ranked, hits = scores[order], np.cumsum(ill[order])
     gain = hits / ill.sum() - np.cumsum(~ill[order]) / (~ill).sum()

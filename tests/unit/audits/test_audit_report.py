@@ -152,7 +152,9 @@ def test_the_page_has_no_script_and_no_outside_address(page):
     assert "<script" not in page
     assert "://" not in page
     assert not re.search(r"\son\w+=", page)
-    assert all(a.startswith(("data:image/png;base64,", "#")) for a in re.findall(r'(?:src|href)="([^"]*)"', page))
+    assert all(
+        a.startswith(("data:image/png;base64,", "#")) for a in re.findall(r'(?:src|href)="([^"]*)"', page)
+    )
 
 
 def test_nobody_is_named(hand, page):
@@ -297,7 +299,11 @@ def test_cit_lr_stands_beside_the_verdict():
     )
     plain, orthogonal = associations(HAND, cit_lr=made, minimum_patients=2)[3:]
     assert (plain.value, plain.reason) == (0.02, "all its differences are equal")
-    assert (orthogonal.quantity, orthogonal.value, orthogonal.p_corrected) == ("estimated flip rate", 0.04, 0.2)
+    assert (orthogonal.quantity, orthogonal.value, orthogonal.p_corrected) == (
+        "estimated flip rate",
+        0.04,
+        0.2,
+    )
     text = text_of(report_of(results_of(HAND, cit_lr=made)).html())
     assert "CIT-LR asks whether predictions still vary" in text
     with pytest.raises(AuditError, match="CIT-LR was made of 1 targets, the audit of 2"):

@@ -108,7 +108,9 @@ class CausalStatement:
         while waiting:
             node = waiting.pop()
             if node == start:
-                raise AuditError(f"The causal graph has a cycle through {start!r}; an effect has no cause later.")
+                raise AuditError(
+                    f"The causal graph has a cycle through {start!r}; an effect has no cause later."
+                )
             if node not in reached:
                 reached.add(node)
                 waiting += self.parents.get(node, ())

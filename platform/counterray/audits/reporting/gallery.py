@@ -77,9 +77,7 @@ def most_affected(scores: CounterfactualScores, *, count: int, salt: bytes) -> l
     return picks
 
 
-def _ranked(
-    flips: NDArray[np.bool_], size: Floats, codes: NDArray[np.str_]
-) -> list[tuple[int, int]]:
+def _ranked(flips: NDArray[np.bool_], size: Floats, codes: NDArray[np.str_]) -> list[tuple[int, int]]:
     """Individual and level of every change of one target, the largest first."""
     rows, levels = np.nonzero(size > 0)
     order = np.lexsort((codes[rows], -size[rows, levels], ~flips[rows, levels]))

@@ -130,7 +130,9 @@ def _reading(rows: Sequence[Sequence[Cell]], effects: Sequence[str]) -> str:
     legitimate = sum(row[2] == "legitimate" for row in rows)
     parts = [f"{legitimate} of {len(rows)} paths are declared legitimate."]
     if "total" in effects:
-        parts.append("The total effect counts all of them" + (", the legitimate ones too." if legitimate else "."))
+        parts.append(
+            "The total effect counts all of them" + (", the legitimate ones too." if legitimate else ".")
+        )
     if "direct" in effects:
         parts.append("The direct effect holds everything between fixed and counts the direct path alone.")
     if effects == ["total"] and legitimate:

@@ -37,9 +37,7 @@ SHOWN = 24
 _ORDER = {verdict: place for place, verdict in enumerate(VERDICTS)}
 
 
-def verdicts_section(
-    results: Sequence[AttributeResults], doses: Sequence[DoseResults] = ()
-) -> Section:
+def verdicts_section(results: Sequence[AttributeResults], doses: Sequence[DoseResults] = ()) -> Section:
     """A verdict for each target and attribute, those that ask for action first."""
     audits = [audit for each in results for audit in each.audits]
     found_rows = [row for audit in audits for row in _verdict_rows(audit)] + _dose_rows(doses)

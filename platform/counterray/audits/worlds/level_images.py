@@ -95,9 +95,7 @@ def rerender(record: Values, *, attribute: Attribute, level: int, image_size: in
     return Renderer(image_size).predict(_seeds(record), setting)
 
 
-def planted_batch(
-    individuals: LevelImages, *, finding: str, level: int, strength: float, seed: int
-) -> Batch:
+def planted_batch(individuals: LevelImages, *, finding: str, level: int, strength: float, seed: int) -> Batch:
     """The individuals with levels that follow a finding: confounding, as by selection, of dialled strength.
 
     With probability ``strength`` an individual with the finding is drawn at the planted level and one without
@@ -117,7 +115,9 @@ def planted_batch(
     if not 0 <= strength <= 1:
         raise AuditError(f"strength = {strength:g} of a confounder must lie within 0 to 1.")
     if individuals.effect != "direct":
-        raise AuditError("Confounding is planted with effect = 'direct': total effects change the labels too.")
+        raise AuditError(
+            "Confounding is planted with effect = 'direct': total effects change the labels too."
+        )
     batch, count = individuals.batch, len(individuals.levels)
     random = np.random.default_rng(seed)
     ill = batch.findings[:, batch.finding_names.index(finding)].numpy() > 0.5

@@ -1,6 +1,5 @@
 """`PlantedClassifier`: a classifier on the phantom whose dependence on an attribute is planted; its settings."""
 
-
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -136,7 +135,9 @@ class Sight:
             )
         return self._rerendered
 
-    def answer(self, network: ThumbnailClassifier, what: Literal["logits", "features", "rerendered"]) -> Floats:
+    def answer(
+        self, network: ThumbnailClassifier, what: Literal["logits", "features", "rerendered"]
+    ) -> Floats:
         """Logits or features of the image, or logits of the image rendered anew."""
         key = (what, id(network))
         if key not in self._answers:
