@@ -140,7 +140,7 @@ class AuditReport:
         return {**self.config, **audits}
 
 
-def _plain(value: Cell) -> str | float | int | None | dict[str, str]:
+def _plain(value: Cell) -> str | float | int | dict[str, str] | None:
     if isinstance(value, Missing):
         return {"missing": value.reason}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -40,7 +40,7 @@ class CausalStatement:
     """A causal graph and what its user holds to be legitimate.
 
     Attributes:
-        parents: Variable to its direct causes, as `CausalGraph.parents` has them; what is not listed has none.
+        parents: Variable to its direct causes, as `CausalGraph.parents` has them; others have none.
         legitimate: Variable to the reason why the attribute may act through it, such as ``severity.edema``:
             "the disease itself". A path through at least one of them is legitimate.
         outcome: What classifiers see.

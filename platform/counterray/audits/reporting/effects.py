@@ -49,8 +49,8 @@ def effects_section(results: AttributeResults, *, title: str) -> Section:
             blocks.append(
                 Text(
                     [
-                        f"Of the {audit.effect} effect numbers are listed for whoever mends the generator: with "
-                        "a closed gate they describe the generator as much as the classifier, and are no "
+                        f"Of the {audit.effect} effect numbers are listed for whoever mends the generator: "
+                        "with a closed gate they describe the generator as much as the classifier, and are no "
                         "evidence for or against it."
                     ],
                     tone="warning",
@@ -73,9 +73,9 @@ def effects_section(results: AttributeResults, *, title: str) -> Section:
     return Section(
         f"{title}: how far scores move",
         blocks,
-        f"{audit.individuals} images of {audit.patients} patients at the levels {', '.join(audit.levels)}; what "
-        f"the generator does by itself is taken from {placebo}. An effect is the score at the second level less "
-        "that at the first, on the scale of probability; all with 95 % intervals, patients resampled.",
+        f"{audit.individuals} images of {audit.patients} patients at the levels {', '.join(audit.levels)}; "
+        f"what the generator does by itself is taken from {placebo}. An effect is the score at the second level "
+        "less that at the first, on the scale of probability; all with 95 % intervals, patients resampled.",
     )
 
 
@@ -190,8 +190,8 @@ def _p_values(audit: EffectAudit, *, folded: bool) -> Table:
         columns,
         rows,
         f"p-values, {audit.effect} effect: “p” is by the {config.test} test and decides “depends” at "
-        f"{config.alpha:g} once corrected over {len(audit.findings)} tests; all three p of equivalence have to "
-        f"be at most {config.alpha:g} for “invariant”. Detectable: with power {config.power:g}",
+        f"{config.alpha:g} once corrected over {len(audit.findings)} tests; all three p of equivalence have "
+        f"to be at most {config.alpha:g} for “invariant”. Detectable: with power {config.power:g}",
         folded,
     )
 

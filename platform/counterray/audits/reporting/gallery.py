@@ -197,8 +197,8 @@ def gallery(examples: Sequence[Example]) -> ImageGrid:
             )
             for example in examples
         ],
-        caption="Chosen because the decision or the score changes most: they are the extreme, not the typical "
-        "patient. Codes are salted hashes that only the site can lead back to patients.",
+        caption="Chosen because the decision or the score changes most: they are the extreme, not the "
+        "typical patient. Codes are salted hashes that only the site can lead back to patients.",
         legend=Legend(
             "Difference: counterfactual − repainted",
             effect_gradient(),

@@ -50,8 +50,8 @@ def performance_section(results: AttributeResults, *, title: str) -> Section:
     return Section(
         f"{title}: performance by group",
         blocks,
-        "On observed images with a known label. Higher is better for AUROC, sensitivity and specificity, lower "
-        "for the calibration error (expected, ten bins) and the Brier score. Groups are different people: a "
+        "On observed images with a known label. Higher is better for AUROC, sensitivity and specificity, "
+        "lower for the calibration error (expected, ten bins) and the Brier score. Groups are different people: a "
         "gap here has many possible causes.",
     )
 
@@ -121,8 +121,8 @@ def causes_section(results: AttributeResults, *, title: str) -> Section:
     return Section(
         f"{title}: causal graph as stated",
         blocks,
-        "Whether an effect is a fault is no matter of statistics: it depends on which paths from the attribute "
-        "to the image are meant to be there. This is what the audit's user states, and it is not tested.",
+        "Whether an effect is a fault is no matter of statistics: it depends on which paths from the "
+        "attribute to the image are meant to be there. This is what the audit's user states, and it is not tested.",
     )
 
 
@@ -137,7 +137,7 @@ def _reading(rows: Sequence[Sequence[Cell]], effects: Sequence[str]) -> str:
         parts.append("The direct effect holds everything between fixed and counts the direct path alone.")
     if effects == ["total"] and legitimate:
         parts.append(
-            "A dependence found here may therefore be a legitimate one; auditing the direct effect would tell."
+            "A dependence found here may therefore be a legitimate one; the direct effect would tell."
         )
     return " ".join(parts)
 

@@ -151,8 +151,8 @@ def associations(
     """
     if cit_lr is not None and len(cit_lr.delta) != len(scores.targets):
         raise AuditError(
-            f"CIT-LR was made of {len(cit_lr.delta)} targets, the audit of {len(scores.targets)}; give it the "
-            "same targets in the same order."
+            f"CIT-LR was made of {len(cit_lr.delta)} targets, the audit of {len(scores.targets)}; give it "
+            "the same targets in the same order."
         )
     found = [
         entry

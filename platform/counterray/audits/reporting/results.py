@@ -51,8 +51,8 @@ class AttributeResults:
         attributes = {audit.attribute for audit in self.audits}
         if len(attributes) != 1:
             raise AuditError(
-                f"Audits of {', '.join(sorted(attributes)) or 'no attribute'} were given as those of one; the "
-                "report takes each attribute's apart."
+                f"Audits of {', '.join(sorted(attributes)) or 'no attribute'} were given as those of one; "
+                "the report takes each attribute's apart."
             )
         effects = [audit.effect for audit in self.audits]
         if len(set(effects)) < len(effects):

@@ -46,8 +46,8 @@ def _attribute(audit: EffectAudit) -> list[str]:
         "",
         f"{audit.individuals} images of {audit.patients} patients; levels {_text(', '.join(audit.levels))}. "
         f"Margins: mean effect {config.margins.mean_effect:g}, |effect| {config.margins.absolute_effect:g}, "
-        f"flips {config.margins.flip_rate:.1%}; level {config.alpha:g}, corrected by {words(config.correction)} "
-        f"over {len(audit.findings)} tests. Intervals are 95 %.",
+        f"flips {config.margins.flip_rate:.1%}; level {config.alpha:g}, corrected by "
+        f"{words(config.correction)} over {len(audit.findings)} tests. Intervals are 95 %.",
         "",
         f"| {' | '.join(_COLUMNS)} |",
         f"|{'---|' * len(_COLUMNS)}",

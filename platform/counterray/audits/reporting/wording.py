@@ -20,8 +20,8 @@ VERDICTS: dict[Verdict, str] = {
 VERDICT_MEANINGS: dict[str, str] = {
     "Depends on it": "Changing nothing but the attribute moves the score more than repainting the same image "
     "does, and the effect is not shown to lie within the margins.",
-    "Invariant within the margins": "The mean effect, the mean of |effect| and the flip rate are all shown to "
-    "lie below the margins that were set before the audit. A large p-value alone never earns this verdict.",
+    "Invariant within the margins": "The mean effect, the mean of |effect| and the flip rate are all shown "
+    "to lie below the margins that were set before the audit. A large p-value alone never earns this verdict.",
     "Inconclusive": "Neither a dependence nor its absence could be shown with so many patients. It is not an "
     "acquittal.",
     "Cannot tell": "A validity gate is closed: the images that the verdict would rest on are not fit for it.",
@@ -46,13 +46,13 @@ TESTS: dict[str, str] = {
 WHY_TESTS_DISAGREE = (
     "Demographic parity, equal opportunity and equalised odds compare groups of different people. Groups may "
     "differ because they are differently ill, older or imaged elsewhere, so a gap need not mean that the "
-    "classifier looks at the attribute; and equal rates can hide a classifier that moves some patients up and "
-    "others down.",
+    "classifier looks at the attribute; and equal rates can hide a classifier that moves some patients up "
+    "and others down.",
     "CIT-LR asks whether predictions still vary with the attribute once a representation of the image is "
     "given. It needs a representation that is independent of the attribute and blocks all other paths, which "
     "is assumed and not tested, and it knows no effect of any single patient.",
-    "The counterfactual audit changes the attribute of one and the same patient, so other differences between "
-    "groups cannot explain what it finds; it is worth what the generator is worth, which the gates test.",
+    "The counterfactual audit changes the attribute of one and the same patient, so other differences "
+    "between groups cannot explain what it finds; it is worth what the generator is worth, which the gates test.",
 )
 
 LIMITS = (
@@ -129,8 +129,8 @@ def settles(finding: PairFinding) -> str:
     if finding.verdict != "inconclusive":
         return ""
     return (
-        f"About {_count(finding.patients_for_equivalence)} patients to show invariance if there is no effect; "
-        f"about {_count(finding.patients_to_detect)} to find one as large as the margin."
+        f"About {_count(finding.patients_for_equivalence)} patients to show invariance if there is no "
+        f"effect; about {_count(finding.patients_to_detect)} to find one as large as the margin."
     )
 
 

@@ -1,4 +1,4 @@
-"""What image classifiers of known truth are made of: a network, a reader of the attribute, a head without it."""
+"""Parts of image classifiers of known truth: a network, a reader of the attribute, a head without it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`PlantedClassifier`: a classifier on the phantom whose dependence on an attribute is planted; its settings."""
+"""`PlantedClassifier`: a classifier on the phantom whose dependence is planted; its settings."""
 
 from __future__ import annotations
 
@@ -123,8 +123,8 @@ class Sight:
         if self._rerendered is None:
             if self._record is None:
                 raise AuditError(
-                    "A rerendered classifier needs the records of the studies; leave 'rerendered' out of kinds "
-                    "where only images are at hand."
+                    "A rerendered classifier needs the records of the studies; leave 'rerendered' out of "
+                    "kinds where only images are at hand."
                 )
             config = self._config
             self._rerendered = rerender(
