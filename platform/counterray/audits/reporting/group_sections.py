@@ -51,8 +51,8 @@ def performance_section(results: AttributeResults, *, title: str) -> Section:
         f"{title}: performance by group",
         blocks,
         "On observed images with a known label. Higher is better for AUROC, sensitivity and specificity, "
-        "lower for the calibration error (expected, ten bins) and the Brier score. Groups are different people: a "
-        "gap here has many possible causes.",
+        "lower for the calibration error (expected, ten bins) and the Brier score. Groups are different people: "
+        "a gap here has many possible causes.",
     )
 
 
@@ -122,7 +122,7 @@ def causes_section(results: AttributeResults, *, title: str) -> Section:
         f"{title}: causal graph as stated",
         blocks,
         "Whether an effect is a fault is no matter of statistics: it depends on which paths from the "
-        "attribute to the image are meant to be there. This is what the audit's user states, and it is not tested.",
+        "attribute to the image are meant to be there. This is stated by the audit's user and not tested.",
     )
 
 

@@ -21,7 +21,7 @@ VERDICT_MEANINGS: dict[str, str] = {
     "Depends on it": "Changing nothing but the attribute moves the score more than repainting the same image "
     "does, and the effect is not shown to lie within the margins.",
     "Invariant within the margins": "The mean effect, the mean of |effect| and the flip rate are all shown "
-    "to lie below the margins that were set before the audit. A large p-value alone never earns this verdict.",
+    "to lie below the margins that were set before the audit. A large p-value alone never earns it.",
     "Inconclusive": "Neither a dependence nor its absence could be shown with so many patients. It is not an "
     "acquittal.",
     "Cannot tell": "A validity gate is closed: the images that the verdict would rest on are not fit for it.",
@@ -52,7 +52,7 @@ WHY_TESTS_DISAGREE = (
     "given. It needs a representation that is independent of the attribute and blocks all other paths, which "
     "is assumed and not tested, and it knows no effect of any single patient.",
     "The counterfactual audit changes the attribute of one and the same patient, so other differences "
-    "between groups cannot explain what it finds; it is worth what the generator is worth, which the gates test.",
+    "between groups cannot explain what it finds; it is worth what its generator is, as the gates test.",
 )
 
 LIMITS = (
