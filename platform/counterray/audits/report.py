@@ -53,7 +53,7 @@ class AuditReport:
     limits: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        attributes = [each.attribute for each in (*self.results, *self.doses)]
+        attributes = self._attributes
         twice = sorted({name for name in attributes if attributes.count(name) > 1})
         if not attributes:
             raise AuditError("A report needs the results of one attribute or more.")
@@ -64,6 +64,10 @@ class AuditReport:
             )
 
     @property
+    def _attributes(self) -> list[str]:
+        return [each.attribute for each in self.results] + [each.attribute for each in self.doses]
+
+    @property
     def subtitle(self) -> str:
         """What was audited, in a sentence."""
         audits = [audit for each in self.results for audit in each.audits]
@@ -71,7 +75,7 @@ class AuditReport:
         targets |= {finding.target for each in self.doses for finding in each.audit.findings}
         classifiers = len({target.classifier for target in targets})
         findings = len({target.finding for target in targets})
-        attributes = ", ".join(words(each.attribute) for each in (*self.results, *self.doses))
+        attributes = ", ".join(map(words, self._attributes))
         images = max([audit.individuals for audit in audits] + [each.individuals for each in self.doses])
         return (
             f"{_plural(classifiers, 'classifier')}, {_plural(findings, 'finding')}, audited for "

@@ -51,8 +51,8 @@ def performance_section(results: AttributeResults, *, title: str) -> Section:
         f"{title}: performance by group",
         blocks,
         "On observed images with a known label. Higher is better for AUROC, sensitivity and specificity, "
-        "lower for the calibration error (expected, ten bins) and the Brier score. Groups are different people: "
-        "a gap here has many possible causes.",
+        "lower for the calibration error (expected, ten bins) and the Brier score. Groups are different "
+        "people: a gap here has many possible causes.",
     )
 
 

@@ -253,7 +253,7 @@ def _corrected(found: Sequence[Association]) -> list[Association]:
     corrected: dict[int, float] = {}
     for test in {entry.test for entry in found}:
         places = [k for k, e in enumerate(found) if e.test == test and math.isfinite(e.p_value)]
-        adjusted = holm(np.array([found[k].p_value for k in places])) if places else []
+        adjusted = holm(np.array([found[k].p_value for k in places], dtype=np.float64))
         corrected |= dict(zip(places, map(float, adjusted), strict=True))
     return [replace(entry, p_corrected=corrected.get(k, math.nan)) for k, entry in enumerate(found)]
 

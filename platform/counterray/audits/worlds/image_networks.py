@@ -111,7 +111,7 @@ def fit_network(
 @torch.no_grad()
 def applied(function: Any, image: Tensor) -> Floats:
     """A network's function of images, some at a time, as float64."""
-    parts = [function(part).double() for part in image.split(AT_ONCE)]
+    parts = [function(part).double() for part in image.split(AT_ONCE)]  # type: ignore[no-untyped-call]
     return np.asarray(torch.cat(parts).numpy())
 
 
