@@ -75,7 +75,7 @@ def effects_section(results: AttributeResults, *, title: str) -> Section:
         blocks,
         f"{audit.individuals} images of {audit.patients} patients at the levels {', '.join(audit.levels)}; "
         f"what the generator does by itself is taken from {placebo}. An effect is the score at the "
-        "second level less that at the first, on the scale of probability; intervals are 95 %, patients resampled.",
+        "second level less that at the first, on the scale of probability; intervals are 95 %, by patients.",
     )
 
 
