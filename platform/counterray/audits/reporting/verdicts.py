@@ -148,7 +148,7 @@ def _closed_gates(about: str, gates: Sequence[Gate]) -> str:
 def _gate_row(gate: Gate) -> list[Cell]:
     return [
         f"{words(gate.name)}: {GATE_QUESTIONS[gate.name]}",
-        Missing("" if gate.state == "open" else gate.reason) if math.isnan(gate.value) else gate.value,
+        Missing("") if math.isnan(gate.value) else gate.value,
         f"{'at least' if gate.better == 'higher' else 'at most'} {gate.limit:g}",
         gate.state,
         gate.judge or "no judge",
