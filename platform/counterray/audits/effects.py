@@ -128,8 +128,8 @@ def summaries(
         ``flip``, ``excess_flip``, ``up``, ``down``, and the errors that flips cause:
         ``missed_at_second`` (disease that is called at a and missed at a'), ``missed_at_first``,
         ``alarm_at_second`` (a healthy individual called at a' and not at a), ``alarm_at_first``. Each error
-        is a share of those with, or without, the disease; NaN without any. ``<name>@<level>`` is ``flip``
-        or an error among the individuals observed at that level.
+        is a share of those with, or without, the disease; NaN without any. ``<name>@<level>`` is ``flip``,
+        ``up``, ``down`` or an error among the individuals observed at that level.
     """
     weights = patient_weights(int(patients.max()) + 1, resamples=resamples, seed=seed)
     ones = np.ones((1, 1, len(scores)))
@@ -154,7 +154,8 @@ def summaries(
         found[name] = _ratio(values, among, weights, patients)
     for level, label in enumerate(scores.levels):
         here = (scores.own == level).astype(np.float64)[None, None]
-        found[f"flip@{label}"] = _ratio(effects.flip * here, here, weights, patients)
+        for name, moved in (("flip", effects.flip), ("up", effects.up), ("down", effects.down)):
+            found[f"{name}@{label}"] = _ratio(moved * here, here, weights, patients)
         for name, (values, among) in _errors(effects, scores).items():
             found[f"{name}@{label}"] = _ratio(values * here, among * here, weights, patients)
     return found

@@ -173,19 +173,7 @@ class EffectAudit:
                 {**finding.as_json(), "sentence": self.sentence(finding)} for finding in self.findings
             ],
             "accuracy": {name: estimate.as_json() for name, estimate in self.accuracy.items()},
-            "gates": [
-                {
-                    "name": gate.name,
-                    "value": _finite(gate.value),
-                    "limit": gate.limit,
-                    "better": gate.better,
-                    "state": gate.state,
-                    "reason": gate.reason,
-                    "remedy": gate.remedy,
-                    "judge": gate.judge,
-                }
-                for gate in self.gates
-            ],
+            "gates": [gate.as_json() for gate in self.gates],
             "refused": dict(self.refused),
             "config": self.config.model_dump(mode="json"),
         }

@@ -43,6 +43,7 @@ class Gate:
         reason: Why it is closed, or why it was waived.
         remedy: What would open it.
         judge: Who measured.
+        note: What a reader must know of the measurement, such as on how many images it was made.
     """
 
     name: GateName
@@ -53,6 +54,21 @@ class Gate:
     reason: str = ""
     remedy: str = ""
     judge: str | None = None
+    note: str = ""
+
+    def as_json(self) -> dict[str, str | float | None]:
+        """Plain values, with ``None`` for what was not measured."""
+        return {
+            "name": self.name,
+            "value": self.value if math.isfinite(self.value) else None,
+            "limit": self.limit,
+            "better": self.better,
+            "state": self.state,
+            "reason": self.reason,
+            "remedy": self.remedy,
+            "judge": self.judge,
+            "note": self.note,
+        }
 
 
 @dataclass(frozen=True)
@@ -133,4 +149,5 @@ def _gate(name: GateName, kind: _Kind, reading: Reading | None, config: GateConf
         reason=reason,
         remedy=remedy,
         judge=judge,
+        note="" if reading is None else reading.note,
     )

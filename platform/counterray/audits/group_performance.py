@@ -43,7 +43,7 @@ class GroupPerformance:
 
     Attributes:
         by_level: Level to metric to value: ``auroc``, ``sensitivity``, ``specificity``, ``brier``,
-            ``calibration_error``, ``selection_rate``, ``count``.
+            ``calibration_error``, ``selection_rate``, ``count`` and, among these, ``positives``.
         difference: Metric to largest less smallest value over levels, as fairlearn's MetricFrame has it.
     """
 
@@ -137,6 +137,7 @@ _METRICS: dict[str, Metric] = {
     "calibration_error": lambda truth, scores, called: calibration_error(truth, scores),
     "selection_rate": lambda truth, scores, called: float(called.mean()),
     "count": lambda truth, scores, called: float(len(truth)),
+    "positives": lambda truth, scores, called: float(truth.sum()),
 }
 
 

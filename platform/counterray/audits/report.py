@@ -1,0 +1,159 @@
+"""The report of an audit: one self-contained page, the same numbers as JSON, and a summary in Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from counterray.audits.errors import AuditError
+from counterray.audits.reporting.doses import DoseResults, doses_section
+from counterray.audits.reporting.effects import effects_section, flips_section
+from counterray.audits.reporting.group_sections import (
+    associations_section,
+    causes_section,
+    performance_section,
+)
+from counterray.audits.reporting.results import AttributeResults
+from counterray.audits.reporting.summary import markdown_summary
+from counterray.audits.reporting.verdicts import gates_section, limits_section, verdicts_section
+from counterray.audits.reporting.wording import LIMITS, words
+from counterray.evaluation.report import Cell, Missing, Report
+from counterray.evaluation.sections import provenance_section
+from counterray.evaluation.wording import SYNTHETIC_NOTICE
+
+FORMAT = 1
+"""Version of the JSON's layout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditReport:
+    """Everything that one audit of one or more classifiers has to say.
+
+    Attributes:
+        title: Heading.
+        results: One entry for each attribute with levels.
+        doses: One entry for each continuous attribute.
+        facts: Code version, data fingerprint, generator, seeds and the like; no identifiers.
+        bundles: Role of each network (classifier, generator, judge) to its checksum.
+        config: The resolved configuration of the audit.
+        limits: Further paragraphs on what the numbers do not say.
+
+    Raises:
+        AuditError: If there are no results, or two of one attribute.
+    """
+
+    title: str
+    results: Sequence[AttributeResults] = ()
+    doses: Sequence[DoseResults] = ()
+    facts: Mapping[str, Cell] = field(default_factory=dict)
+    bundles: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    limits: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        attributes = self._attributes
+        twice = sorted({name for name in attributes if attributes.count(name) > 1})
+        if not attributes:
+            raise AuditError("A report needs the results of one attribute or more.")
+        if twice:
+            raise AuditError(
+                f"Attribute {twice[0]!r} has {attributes.count(twice[0])} results; give its total and direct "
+                "audits as one."
+            )
+
+    @property
+    def _attributes(self) -> list[str]:
+        return [each.attribute for each in self.results] + [each.attribute for each in self.doses]
+
+    @property
+    def subtitle(self) -> str:
+        """What was audited, in a sentence."""
+        audits = [audit for each in self.results for audit in each.audits]
+        targets = {finding.target for audit in audits for finding in audit.findings}
+        targets |= {finding.target for each in self.doses for finding in each.audit.findings}
+        classifiers = len({target.classifier for target in targets})
+        findings = len({target.finding for target in targets})
+        attributes = ", ".join(map(words, self._attributes))
+        images = max([audit.individuals for audit in audits] + [each.individuals for each in self.doses])
+        return (
+            f"{_plural(classifiers, 'classifier')}, {_plural(findings, 'finding')}, audited for "
+            f"{attributes} with counterfactuals of {images} images."
+        )
+
+    def page(self) -> Report:
+        """The page: verdicts first, then each attribute, then where it comes from and what it cannot say."""
+        footer = f"Made by counterray {self.facts.get('Code version', '')}."
+        report = Report(self.title, self.subtitle, SYNTHETIC_NOTICE, footer)
+        report.add(verdicts_section(self.results, self.doses))
+        for each in self.results:
+            title = _heading(each.attribute)
+            gates = {f"Gates of the {audit.effect} effect": audit.gates for audit in each.audits}
+            report.add(gates_section(gates, title=title))
+            report.add(effects_section(each, title=title))
+            report.add(flips_section(each, title=title))
+            report.add(performance_section(each, title=title))
+            report.add(associations_section(each, title=title))
+            report.add(causes_section(each, title=title))
+        for dose in self.doses:
+            title = _heading(dose.attribute)
+            report.add(gates_section({"Gates": dose.audit.gates}, title=title))
+            report.add(doses_section(dose, title=title))
+        report.add(limits_section(self.limits))
+        report.add(provenance_section(self.facts, bundles=self.bundles, config=self._settings()))
+        return report
+
+    def html(self) -> str:
+        """The page as HTML: nothing is loaded, there is no script, every value is escaped."""
+        return self.page().render()
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, ``None`` for what has no number: every number of the page and more."""
+        return {
+            "format": FORMAT,
+            "title": self.title,
+            "subtitle": self.subtitle,
+            "attributes": [each.as_json() for each in self.results],
+            "doses": [each.as_json() for each in self.doses],
+            "facts": {name: _plain(value) for name, value in self.facts.items()},
+            "bundles": dict(self.bundles),
+            "config": dict(self.config),
+            "limits": [*LIMITS, *self.limits],
+        }
+
+    def markdown(self) -> str:
+        """A summary for a model card."""
+        return markdown_summary(
+            self.results,
+            self.doses,
+            title=self.title,
+            facts=self.facts,
+            bundles=self.bundles,
+            limits=self.limits,
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        """The configuration, and how each attribute was audited, with seeds."""
+        audits = {
+            f"{each.attribute} ({audit.effect} effect)": audit.config.model_dump(mode="json")
+            for each in self.results
+            for audit in each.audits
+        }
+        audits |= {each.attribute: each.audit.config.model_dump(mode="json") for each in self.doses}
+        return {**self.config, **audits}
+
+
+def _plain(value: Cell) -> str | float | int | dict[str, str] | None:
+    if isinstance(value, Missing):
+        return {"missing": value.reason}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def _heading(attribute: str) -> str:
+    text = words(attribute)
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,1 @@
+"""Parts of the audit's report: what it is made of, and its sections."""
