@@ -115,16 +115,16 @@ def read_preprocessing(name: str, folder: Path) -> Preprocessing:
             "std) in its YAML file."
         )
     said = json.loads(file.read_text(encoding="utf-8"))
-    crop = said.get("crop_size") if said.get("do_center_crop") else None
-    size = crop or said.get("size")
+    size = said.get("size")
     edges = {size} if isinstance(size, int) else set((size or {}).values())
     if said.get("do_resize", True) is False:
         edges = {None}
     scale = said.get("rescale_factor", 1 / 255)
-    if len(edges) != 1 or (said.get("do_rescale", True) and abs(scale * 255 - 1) > 1e-6):
+    cropped = said.get("do_center_crop", False)
+    if cropped or len(edges) != 1 or (said.get("do_rescale", True) and abs(scale * 255 - 1) > 1e-6):
         raise ClassifierError(
-            f"Classifier {name!r}: preprocessor_config.json asks for size {size} and scale {scale:g}, which is "
-            "no square of values 0 to 1. State preprocessing in its YAML file."
+            f"Classifier {name!r}: preprocessor_config.json asks for size {size}, scale {scale:g}{", and a crop" * cropped}, which "
+            "is not just a square of values 0 to 1. State preprocessing in its YAML file."
         )
     normal = said.get("do_normalize", True)
     return Preprocessing(
