@@ -71,7 +71,9 @@ class HuggingFaceClassifier:
         network = _load(self.name, folder)
         self.findings = require_findings(self.name, config.findings or _labels(network))
         self.activation = config.activation or _activation(self.name, network)
-        self.preprocessing = config.preprocessing or read_preprocessing(self.name, folder)
+        self.preprocessing = config.preprocessing or read_preprocessing(
+            self.name, folder, channels=1 if getattr(network.config, "num_channels", 3) == 1 else 3
+        )
         self._device = generation_device()
         self._network = network.to(self._device).eval().requires_grad_(False)
         decided = config.model_copy(
@@ -102,8 +104,8 @@ class HuggingFaceClassifier:
         return as_scores(self.name, torch.cat(found), images=len(image), findings=self.findings)
 
 
-def read_preprocessing(name: str, folder: Path) -> Preprocessing:
-    """What ``preprocessor_config.json`` says; grey images three times, as these models see colours.
+def read_preprocessing(name: str, folder: Path, *, channels: Literal[1, 3]) -> Preprocessing:
+    """What ``preprocessor_config.json`` says of networks that see so many channels.
 
     Raises:
         ClassifierError: If it is not there, or says something else than a size, a scale, mean and std.
@@ -123,13 +125,13 @@ def read_preprocessing(name: str, folder: Path) -> Preprocessing:
     cropped = said.get("do_center_crop", False)
     if cropped or len(edges) != 1 or (said.get("do_rescale", True) and abs(scale * 255 - 1) > 1e-6):
         raise ClassifierError(
-            f"Classifier {name!r}: preprocessor_config.json asks for size {size}, scale {scale:g}{", and a crop" * cropped}, which "
-            "is not just a square of values 0 to 1. State preprocessing in its YAML file."
+            f"Classifier {name!r}: preprocessor_config.json asks for size {size}, scale {scale:g} "
+            f"and {'a' if cropped else 'no'} crop, which is not just a square of values 0 to 1. State preprocessing in its YAML file."
         )
     normal = said.get("do_normalize", True)
     return Preprocessing(
         size=edges.pop(),
-        channels=3,
+        channels=channels,
         high=1.0 if said.get("do_rescale", True) else 255.0,
         mean=tuple(said.get("image_mean") or ()) if normal else (),
         std=tuple(said.get("image_std") or ()) if normal else (),
