@@ -89,6 +89,7 @@ def _plain(value: Any) -> Any:
 
 def user_errors() -> tuple[type[Exception], ...]:
     """Errors whose message is for the user; any other is a defect and keeps its traceback."""
+    from counterray.audits.errors import AuditError
     from counterray.data.ingest import IngestError
     from counterray.models.generator import EditError
     from counterray.training.run_folder import RunError
@@ -96,6 +97,6 @@ def user_errors() -> tuple[type[Exception], ...]:
     from jobs.generation.request import GenerationError
 
     return (
-        *(BundleError, ConfigError, EditError, EvaluationError, GenerationError, IngestError),
+        *(AuditError, BundleError, ConfigError, EditError, EvaluationError, GenerationError, IngestError),
         *(RunError, StorageError),
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from counterray.evaluation.metric import UnscorableError
 from counterray.models.generator import Edit, Generator, image_seed
 from counterray.storage import Location
 from jobs.auditing.request import EXACT, AuditJobConfig
-from jobs.auditing.sets import SetChunk
+from jobs.auditing.sets import ImageSet, SetChunk
 from jobs.generation.chunks import opened, parquet, read_parquet
 from jobs.generation.editing import edit_rows
 from jobs.generation.request import GenerationError, parents_of
@@ -31,6 +32,7 @@ IMAGE_SCHEMA = pa.schema(
     [
         pa.field("number", pa.int64(), nullable=False),
         pa.field("view", pa.string(), nullable=False),
+        pa.field("made", pa.bool_(), nullable=False),
         pa.field("image", pa.binary()),
     ]
 )
@@ -106,18 +108,18 @@ class Source:
         for r in range(views.nulls):
             made = torch.empty_like(batch.image)
             for k, level in enumerate(views.levels):
-                rows = torch.from_numpy(np.flatnonzero(own == k))
-                if len(rows):
-                    made[rows] = self._edited(batch.select(rows), views.attribute, level, sample=r + 1)
+                there = torch.from_numpy(np.flatnonzero(own == k))
+                if len(there):
+                    made[there] = self._edited(batch.select(there), views.attribute, level, sample=r + 1)
             images[f"null{r}"] = made
         numbers = chunk.studies["number"].to_pylist()
-        rows_made = [
-            {"number": number, "view": view, "image": png(image) if image.isfinite().all() else None}
+        rows = [
+            _row(number, view, image)
             for view, made in images.items()
             for number, image in zip(numbers, made, strict=True)
         ]
-        self.place(chunk).write_bytes(parquet(pa.Table.from_pylist(rows_made, IMAGE_SCHEMA)))
-        return sum(row["image"] is not None for row in rows_made)
+        self.place(chunk).write_bytes(parquet(pa.Table.from_pylist(rows, IMAGE_SCHEMA)))
+        return sum(row["made"] for row in rows)
 
     def _own_levels(self, batch: Batch, chunk: SetChunk) -> Any:
         """Position of each study's own level among those that are compared."""
@@ -153,6 +155,20 @@ class Source:
                 place = chunk.views.names.index(stored["view"]), row_of[stored["number"]]
                 images[place][0] = torch.from_numpy(decode_any(stored["image"])) * 2 - 1
         return dict(zip(chunk.views.names, images, strict=True))
+
+    def whole(self, images: ImageSet) -> list[int]:
+        """Positions of the studies of which every image could be made."""
+        missing: set[int] = set()
+        for chunk in images.chunks:
+            table = read_parquet(self.place(chunk), IMAGE_SCHEMA, columns=["number", "made"])
+            missing |= set(table.filter(pc.invert(table["made"]))["number"].to_pylist())
+        numbers = images.studies["number"].to_pylist()
+        return [row for row, number in enumerate(numbers) if number not in missing]
+
+
+def _row(number: int, view: str, image: Tensor) -> dict[str, Any]:
+    made = bool(image.isfinite().all())
+    return {"number": number, "view": view, "made": made, "image": png(image) if made else None}
 
 
 @dataclass(frozen=True)
