@@ -12,7 +12,7 @@ from counterray.audits.classifiers.contract import ClassifierError, ImageClassif
 from counterray.audits.classifiers.opening import AnyClassifier, open_classifier
 from counterray.bundle import BundleError
 from counterray.evaluation.intervals import Floats
-from counterray.storage import Location
+from counterray.storage import Location, StorageError
 from jobs.auditing.making import Source
 from jobs.auditing.sets import ImageSet, SetChunk
 from jobs.generation.chunks import parquet, read_parquet
@@ -86,9 +86,7 @@ class Scorer:
         return {"classifier": candidate.name, "error": self._failed.get(candidate.name, "")}
 
     def _score(self, candidate: Candidate, chunk: SetChunk) -> None:
-        if candidate.name not in self._open:
-            self._open[candidate.name] = open_classifier(candidate.config, allowed_hosts=self.allowed_hosts)
-        classifier = self._open[candidate.name]
+        classifier = self._opened(candidate)
         if classifier.fingerprint != candidate.fingerprint:
             raise ClassifierError(
                 f"Classifier {candidate.name!r} changed while it was audited, or is another one on Ray's "
@@ -103,6 +101,15 @@ class Scorer:
                 rows.append({"number": number, "view": view, "scores": next(found) if made else None})
         place = score_place(self.source.cache, candidate, chunk)
         place.write_bytes(parquet(pa.Table.from_pylist(rows, SCORE_SCHEMA)))
+
+    def _opened(self, candidate: Candidate) -> ImageClassifier:
+        if candidate.name not in self._open:
+            try:
+                opened = open_classifier(candidate.config, allowed_hosts=self.allowed_hosts)
+            except StorageError as error:  # its own files; what fails of the images ends the job
+                raise ClassifierError(f"Classifier {candidate.name!r}: {error}") from error
+            self._open[candidate.name] = opened
+        return self._open[candidate.name]
 
 
 def score_place(cache: Location, candidate: Candidate, chunk: SetChunk) -> Location:

@@ -67,12 +67,12 @@ class Work:
     observed: ImageSet
     validation: ImageSet | None
 
-    def images(self) -> list[Piece]:
+    def images(self) -> list[MakeWork]:
         """Counterfactuals to make."""
         there = set((self.source.cache / "images").files())
         return [MakeWork(chunk) for chunk in self._made() if f"{chunk.name}.parquet" not in there]
 
-    def judgements(self) -> list[Piece]:
+    def judgements(self) -> list[JudgeWork]:
         """Chunks to judge."""
         there = set((self.source.cache / "judged").files())
         return [
@@ -81,15 +81,20 @@ class Work:
             if "/".join(self.jury.place(chunk).path.split("/")[-2:]) not in there
         ]
 
-    def scores(self, candidates: Sequence[Candidate]) -> list[Piece]:
-        """Chunks that classifiers have to be asked about: first the observed ones."""
-        chunks = list(self.observed.chunks)
-        chunks += self._made()
-        asked: list[Piece] = [*score_work(self.source.cache, candidates, chunks)]
+    def scores(self, candidates: Sequence[Candidate]) -> list[ScoreWork]:
+        """Chunks that classifiers have to be asked about."""
+        chunks = [*self.observed.chunks, *self._made()]
+        asked = score_work(self.source.cache, candidates, chunks)
         choosing = [one for one in candidates if one.config.threshold.method != "given"]
         if self.validation is not None and choosing:
             asked += score_work(self.source.cache, choosing, self.validation.chunks)
         return asked
+
+    def chunks_of(self, candidate: Candidate) -> int:
+        """Number of chunks that a classifier is asked about in all."""
+        chosen = candidate.config.threshold.method != "given" and self.validation is not None
+        validation = len(self.validation.chunks) if chosen and self.validation else 0
+        return len(self.observed.chunks) + len(self._made()) + validation
 
     def _made(self) -> list[SetChunk]:
         return [chunk for images in self.attributes for chunk in images.chunks]
