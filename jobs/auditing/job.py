@@ -21,7 +21,7 @@ from jobs.auditing.making import Source
 from jobs.auditing.planning import Plan, judge_bundles, make_plan
 from jobs.auditing.request import EXACT, AuditJobConfig
 from jobs.auditing.result import AUDIT_FILE
-from jobs.auditing.scoring import Scorer, ScoreWork
+from jobs.auditing.scoring import Scorer
 from jobs.auditing.work import Hands, Work, do_all
 from jobs.generation.workers import workers
 
@@ -120,8 +120,8 @@ def _fill_cache(plan: Plan, source: Source, jury: Jury, roll: Roll, config: Audi
 
 def _export(plan: Plan, source: Source, target: Location, dataset: Dataset) -> int:
     findings = source.config.findings or dataset.manifest.finding_names
-    count = export_images(target / "export", source, plan.sets, findings=findings)
-    logger.info("%d images are in %s", count, (target / "export").uri)
-    return count
+    images = export_images(target / "export", source, plan.sets, findings=findings)
+    logger.info("%d images are in %s", images, (target / "export").uri)
+    return images
 
 
