@@ -13,7 +13,7 @@ from counterray.bundle import write_bundle
 from counterray.config import validate
 from counterray.models.predictors.classifier import ClassifierConfig, ClassifierStage
 from counterray.models.predictors.demographic import DemographicConfig, DemographicStage
-from counterray.models.predictors.identity import IdentityConfig, IdentityStage
+from counterray.models.predictors.identity import IdentityEncoderConfig, IdentityEncoderStage
 from counterray.storage import resolve
 from jobs.ancestry import trained_on
 from jobs.auditing.assembly import associational
@@ -322,7 +322,7 @@ def test_judges_measure_all_gates(dataset, tmp_path):
     stages = (
         DemographicStage(DemographicConfig(backbone=TINY, attributes=("sex", "scanner"))),
         ClassifierStage(ClassifierConfig(backbone=TINY)),
-        IdentityStage(IdentityConfig(backbone=TINY)),
+        IdentityEncoderStage(IdentityEncoderConfig(backbone=TINY)),
     )
     judges = [bundle_at(tmp_path / stage.name, dataset, stage).location.uri for stage in stages]
     plan, source, roll, chosen = planned(dataset, tmp_path)

@@ -107,7 +107,8 @@ def checked_groups(
             f"Attribute {attribute!r}: observed levels have shape {codes.shape} for {len(patients)} "
             "individuals; one each is needed."
         )
-    if not np.issubdtype(codes.dtype, np.integer) or codes.min() < 0 or codes.max() >= len(levels):
+    whole = np.issubdtype(codes.dtype, np.integer)
+    if not whole or (codes.size and (codes.min() < 0 or codes.max() >= len(levels))):
         raise AuditError(
             f"Attribute {attribute!r}: observed levels must be whole numbers from 0 to {len(levels) - 1}, "
             "positions in the list of levels."
