@@ -23,7 +23,7 @@ from counterray.data.dataset import Dataset
 from counterray.data.study import ATTRIBUTES
 from counterray.evaluation.intervals import Floats
 from jobs.auditing.request import AuditJobConfig
-from jobs.generation.selection import list_studies
+from jobs.generation.selection import list_studies, read_rows
 
 FORMAT = 1
 """Version of the cached files; raised when they change."""
@@ -81,7 +81,7 @@ class ImageSet:
 
     Attributes:
         chunks: In the order of the studies.
-        studies: All studies, with ``number``, the attributes' levels and findings.
+        studies: All studies, from `study_table`.
     """
 
     chunks: tuple[SetChunk, ...]
@@ -94,14 +94,18 @@ class ImageSet:
 
 
 def study_table(dataset: Dataset, split: str, *, limit: int | None, fold: str = "all") -> pa.Table:
-    """Studies of a split with ``number``, findings and categorical attributes.
+    """Studies of a split with ``number``, ``findings`` and ``attribute.<name>`` of each categorical one.
 
     Raises:
         AuditError: If no study is left.
         StorageError: If the split has none.
     """
-    columns = ["findings", *(name for name, kind in ATTRIBUTES.items() if kind == "categorical")]
-    studies = list_studies(dataset, split, limit=limit, columns=columns)
+    studies = list_studies(dataset, split, limit=limit)
+    names = [name for name, kind in ATTRIBUTES.items() if kind == "categorical"]
+    rows = read_rows(dataset, studies, ["findings", *names])
+    studies = studies.append_column("findings", rows["findings"])
+    for name in names:
+        studies = studies.append_column(_column(name), rows[name])
     studies = studies.append_column("number", pa.array(range(len(studies)), pa.int64()))
     if fold != "all":
         keep = [fold_of(patient) == fold for patient in studies["patient_id"].to_pylist()]
@@ -140,7 +144,7 @@ def counterfactual_set(
         AuditError: If the attribute is none with levels, has one level, or too few patients of one.
     """
     levels = compared_levels(dataset, attribute, config)
-    known = studies.filter(pc.is_in(studies[attribute], pa.array(levels, pa.string())))
+    known = studies.filter(pc.is_in(studies[_column(attribute)], pa.array(levels, pa.string())))
     if not len(known):
         raise AuditError(
             f"Attribute {attribute!r}: no audited study has one of the levels {', '.join(levels)}. Choose "
@@ -196,13 +200,18 @@ def compared_levels(dataset: Dataset, attribute: str, config: AuditJobConfig) ->
 
 def own_levels(studies: pa.Table, attribute: str, levels: Sequence[str]) -> NDArray[np.int64]:
     """``[N]`` position of each study's own level."""
-    return np.array([levels.index(value) for value in studies[attribute].to_pylist()], dtype=np.int64)
+    return np.array([levels.index(value) for value in studies[_column(attribute)].to_pylist()], dtype=np.int64)
 
 
 def labels_of(studies: pa.Table, finding: str) -> Floats:
     """``[N]`` labels 1, 0 or NaN where it is not known, uncertain, or the data have no such finding."""
     values = [row.get(finding) for row in studies["findings"].to_pylist()]
     return np.array([float(value) if value in (0, 1) else np.nan for value in values])
+
+
+def _column(attribute: str) -> str:
+    """Name of an attribute's column: the place of a study has a ``group`` of its own."""
+    return f"attribute.{attribute}"
 
 
 def _cut(studies: pa.Table, views: Views, identity: Mapping[str, Any], *, name: str, size: int) -> ImageSet:

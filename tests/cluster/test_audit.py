@@ -47,7 +47,7 @@ def endpoint(folder: Path, server: ScoreServer) -> str:
 
 
 def run(dataset: Dataset, out: Path, classifiers: list[str], **more: Any) -> Any:
-    settings = {key: more.pop(key) for key in list(more) if key in AuditJobConfig.model_fields}
+    settings = {key: more.pop(key) for key in list(more) if key in AuditJobConfig.model_fields and key != "generator"}
     given = {"generator": "exact", "attributes": ["sex"], "judges": [], **more}
     data = dataset.location.uri
     return audit(config(**settings), classifiers=classifiers, data=data, out=str(out), **given)

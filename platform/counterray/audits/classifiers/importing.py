@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,5 +36,5 @@ def imported(name: str, target: str) -> tuple[Callable[..., Any], str]:
             f"Classifier {name!r}: {module_name} has no function {function_name!r}. It has: "
             f"{', '.join(known) or 'none'}."
         )
-    file = inspect.getsourcefile(module)
+    file = getattr(module, "__file__", None)  # none of a built-in module
     return function, hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -108,7 +108,7 @@ def open_classifier(config: AnyClassifier, *, allowed_hosts: Collection[str] = (
     return _CLASSES[type(config)](config)
 
 
-_CLASSES: dict[type[Any], Any] = {
+_CLASSES: dict[type[Any], Callable[[Any], ImageClassifier]] = {
     BundleConfig: BundleClassifier,
     FunctionConfig: FunctionClassifier,
     HuggingFaceConfig: HuggingFaceClassifier,
