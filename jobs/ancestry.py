@@ -49,7 +49,6 @@ def require_apart(scorer: Bundle, role: str, parent: Mapping[str, Any], opened: 
         )
 
 
-
 def trained_on(bundle: Bundle, *, fingerprint: str, split: str, fold: str) -> str:
     """Why some studies are no fair test of a bundle; empty where nothing speaks against them.
 

@@ -24,7 +24,9 @@ def main(
     ] = None,
     judge: Annotated[
         list[str] | None,
-        typer.Option(help="Bundle that measures gates: demographic, classifier, identity_encoder. Repeatable."),
+        typer.Option(
+            help="Bundle that measures gates: demographic, classifier, identity_encoder. Repeatable."
+        ),
     ] = None,
     cache: Annotated[
         str | None, typer.Option(help="Folder of images and scores that audits share. Default: in --out.")

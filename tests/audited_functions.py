@@ -44,4 +44,9 @@ of_birds.findings = ("sparrow",)
 
 def small_network(*, outputs, width=4):
     """An architecture of the user's own."""
-    return torch.nn.Sequential(torch.nn.Conv2d(1, width, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(width, outputs))
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(1, width, 3),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(width, outputs),
+    )

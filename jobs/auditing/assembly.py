@@ -153,9 +153,7 @@ def associational(scores: CounterfactualScores, config: AuditConfig) -> dict[str
 
     An audit that cannot be made of a target stands there as ``{"refused": <reason>}``.
     """
-    return {
-        target.name: _of_target(scores, row, config) for row, target in enumerate(scores.targets)
-    }
+    return {target.name: _of_target(scores, row, config) for row, target in enumerate(scores.targets)}
 
 
 def _of_target(scores: CounterfactualScores, row: int, config: AuditConfig) -> dict[str, Any]:

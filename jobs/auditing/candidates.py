@@ -64,9 +64,7 @@ def open_candidates(addresses: Sequence[str], dataset: Dataset, config: AuditJob
     return roll
 
 
-def _training_warnings(
-    classifier: ImageClassifier, dataset: Dataset, config: AuditJobConfig
-) -> list[str]:
+def _training_warnings(classifier: ImageClassifier, dataset: Dataset, config: AuditJobConfig) -> list[str]:
     """What speaks against auditing a bundle on these studies.
 
     Raises:

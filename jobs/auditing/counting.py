@@ -20,9 +20,7 @@ from jobs.auditing.result import AttributeAudit, AuditResult
 from jobs.auditing.sets import ImageSet
 
 
-def count(
-    plan: Plan, source: Source, jury: Jury, roll: Roll, config: AuditJobConfig
-) -> AuditResult:
+def count(plan: Plan, source: Source, jury: Jury, roll: Roll, config: AuditJobConfig) -> AuditResult:
     """The audits of all attributes."""
     thresholds = choose_thresholds(source.cache, roll.candidates, plan.validation)
     audited: dict[str, AttributeAudit] = {}

@@ -113,9 +113,7 @@ def _fill_cache(plan: Plan, source: Source, jury: Jury, roll: Roll, config: Audi
         left = sum(len(piece.chunks) for piece in work.scores([one]))
         total = work.chunks_of(one)
         roll.candidates.remove(one)
-        roll.refused[one.name] = (
-            f"{errors[one.name]} ({total - left} of {total} chunks are scored and kept.)"
-        )
+        roll.refused[one.name] = f"{errors[one.name]} ({total - left} of {total} chunks are scored and kept.)"
 
 
 def _export(plan: Plan, source: Source, target: Location, dataset: Dataset) -> int:
@@ -123,5 +121,3 @@ def _export(plan: Plan, source: Source, target: Location, dataset: Dataset) -> i
     images = export_images(target / "export", source, plan.sets, findings=findings)
     logger.info("%d images are in %s", images, (target / "export").uri)
     return images
-
-

@@ -114,9 +114,7 @@ class Jury:
         self.place(chunk).write_bytes(parquet(pa.Table.from_pylist(rows, JUDGED_SCHEMA)))
         return len(rows)
 
-    def _said(
-        self, chunk: SetChunk, image: Tensor, *, observed: Tensor, null: Tensor
-    ) -> dict[str, Tensor]:
+    def _said(self, chunk: SetChunk, image: Tensor, *, observed: Tensor, null: Tensor) -> dict[str, Tensor]:
         """Column of `JUDGED_SCHEMA` to values ``[N]`` or ``[N, K]``."""
         said = {"composition": mean_absolute_error(image, observed)}
         identity, classifier = self._judges.get("identity_encoder"), self._judges.get("classifier")
@@ -188,9 +186,7 @@ def gate_readings(
     if "identity" in said:
         value, level = worst("identity", higher=True)
         readings.append(
-            Reading(
-                gate="identity", value=value, judge=labels["identity_encoder"], note=f"worst at {level}"
-            )
+            Reading(gate="identity", value=value, judge=labels["identity_encoder"], note=f"worst at {level}")
         )
     off_target = [
         (*worst(name, higher=False), labels[stage], what)
@@ -210,9 +206,7 @@ def gate_readings(
         said["right"] = np.stack([read[k].argmax(axis=1) == k - 1 for k in range(len(read))]).astype(float)
         value, level = worst("right", higher=True)
         label = labels["demographic"]
-        readings.append(
-            Reading(gate="effectiveness", value=value, judge=label, note=f"worst at {level}")
-        )
+        readings.append(Reading(gate="effectiveness", value=value, judge=label, note=f"worst at {level}"))
         areas = [auroc(read[0][:, k], own == k) for k in range(len(views.levels))]
         place = int(np.argmin(areas))
         note = f"{views.levels[place]} against the rest, on the observed images"

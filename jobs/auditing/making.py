@@ -130,9 +130,7 @@ class Source:
     def _edited(self, batch: Batch, attribute: str, level: str, *, sample: int) -> Tensor:
         """Images with the attribute set; also where it is set to what it is: the same path for all."""
         generator = self.open()
-        seeds = torch.tensor(
-            [image_seed(self.config.seed, image_id, sample) for image_id in batch.image_ids]
-        )
+        seeds = torch.tensor([image_seed(self.config.seed, image_id, sample) for image_id in batch.image_ids])
         edited = edit_rows(
             generator,
             batch,
@@ -186,5 +184,3 @@ class _Settings:
     def generator(self) -> dict[str, Any]:
         """Settings of its stage."""
         return self.config.generator
-
-

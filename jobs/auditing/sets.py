@@ -200,7 +200,9 @@ def compared_levels(dataset: Dataset, attribute: str, config: AuditJobConfig) ->
 
 def own_levels(studies: pa.Table, attribute: str, levels: Sequence[str]) -> NDArray[np.int64]:
     """``[N]`` position of each study's own level."""
-    return np.array([levels.index(value) for value in studies[_column(attribute)].to_pylist()], dtype=np.int64)
+    return np.array(
+        [levels.index(value) for value in studies[_column(attribute)].to_pylist()], dtype=np.int64
+    )
 
 
 def labels_of(studies: pa.Table, finding: str) -> Floats:

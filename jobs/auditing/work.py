@@ -100,9 +100,7 @@ class Work:
         return [chunk for images in self.attributes for chunk in images.chunks]
 
 
-def do_all(
-    do: Callable[[Sequence[Piece]], Iterator[Any]], what: str, pieces: Sequence[Piece]
-) -> list[Any]:
+def do_all(do: Callable[[Sequence[Piece]], Iterator[Any]], what: str, pieces: Sequence[Piece]) -> list[Any]:
     """Does all pieces and tells how far it is; returns their results."""
     results: list[Any] = []
     for result in do(pieces) if pieces else ():

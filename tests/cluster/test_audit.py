@@ -34,7 +34,14 @@ TINY = {"widths": (8,), "blocks": (1,)}
 def config(**settings: Any) -> AuditJobConfig:
     return validate(
         AuditJobConfig,
-        {"split": "train", "studies": 96, "chunk_studies": 8, "audit": AUDIT, "resources": {"workers": 2}, **settings},
+        {
+            "split": "train",
+            "studies": 96,
+            "chunk_studies": 8,
+            "audit": AUDIT,
+            "resources": {"workers": 2},
+            **settings,
+        },
     )
 
 
@@ -47,7 +54,9 @@ def endpoint(folder: Path, server: ScoreServer) -> str:
 
 
 def run(dataset: Dataset, out: Path, classifiers: list[str], **more: Any) -> Any:
-    settings = {key: more.pop(key) for key in list(more) if key in AuditJobConfig.model_fields and key != "generator"}
+    settings = {
+        key: more.pop(key) for key in list(more) if key in AuditJobConfig.model_fields and key != "generator"
+    }
     given = {"generator": "exact", "attributes": ["sex"], "judges": [], **more}
     data = dataset.location.uri
     return audit(config(**settings), classifiers=classifiers, data=data, out=str(out), **given)
@@ -112,7 +121,8 @@ def test_an_endpoint_that_dies_loses_nothing_and_nobody_else(
         assert 96 - 30 <= server.answered - answered <= 96 - 30 + 6
     report = json.loads((tmp_path / "out" / "audit.json").read_text())
     ours, theirs = (
-        [one for one in report["audits"]["sex"]["findings"] if one["classifier"] == name] for name in (BRIGHT, "remote")
+        [one for one in report["audits"]["sex"]["findings"] if one["classifier"] == name]
+        for name in (BRIGHT, "remote")
     )
     for mine, other in zip(ours, theirs, strict=True):
         for name, number in mine["numbers"].items():

@@ -129,7 +129,11 @@ def test_names_of_images_hold_no_identifier_and_follow_the_generator(dataset):
         ("race", {}, r"'race' has 0 level\(s\)"),
         ("sex", {"levels": {"sex": ["male"]}}, r"1 level\(s\) here \(male\)"),
         ("sex", {"levels": {"sex": ["male", "x"]}}, "levels.sex names x"),
-        ("scanner", {"audit": {"minimum_patients": 10}}, r"level '\w+' has \d patients; audit.minimum_patients = 10"),
+        (
+            "scanner",
+            {"audit": {"minimum_patients": 10}},
+            r"level '\w+' has \d patients; audit.minimum_patients = 10",
+        ),
     ],
 )
 def test_attributes_that_cannot_be_audited(dataset, attribute, settings, message):

@@ -57,7 +57,8 @@ def test_going_there_and_back_is_the_same_image(dataset, batch):
 def test_a_direct_effect_of_the_group_leaves_the_findings_alone(dataset, batch):
     """A total one moves severities, so its images differ from the direct one's in some patients."""
     direct, total = (
-        edit(ExactGenerator(dataset.manifest, effect=effect), batch, group="b") for effect in ("direct", "total")
+        edit(ExactGenerator(dataset.manifest, effect=effect), batch, group="b")
+        for effect in ("direct", "total")
     )
     assert (direct != total).any()
 

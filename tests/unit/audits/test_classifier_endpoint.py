@@ -56,7 +56,9 @@ def test_images_go_out_in_batches_as_png_and_come_back_in_order(server):
 
 def test_images_are_resized_where_the_endpoint_wants_a_size(server):
     ask(client(server, size=4), images(1))
-    with endpoint.Image.open(endpoint.io.BytesIO(base64.b64decode(server.seen[0]["body"]["images"][0]))) as sent:
+    with endpoint.Image.open(
+        endpoint.io.BytesIO(base64.b64decode(server.seen[0]["body"]["images"][0]))
+    ) as sent:
         assert sent.size == (4, 4)
 
 
@@ -72,7 +74,9 @@ def test_the_key_comes_from_the_environment(server, monkeypatch):
 
 def test_no_image_leaves_for_a_host_that_is_not_allowed(server):
     config = EndpointConfig(url=server.url, findings=FINDINGS)
-    with pytest.raises(ClassifierError, match=r"not allowed.*allowed_hosts=\[127.0.0.1:\d+\].*Allowed now: other"):
+    with pytest.raises(
+        ClassifierError, match=r"not allowed.*allowed_hosts=\[127.0.0.1:\d+\].*Allowed now: other"
+    ):
         EndpointClassifier(config, allowed_hosts=["other"])
     with pytest.raises(ClassifierError, match="without user and password"):
         EndpointClassifier(EndpointConfig(url="http://u:p@host/x", findings=FINDINGS), allowed_hosts=["host"])
@@ -114,7 +118,9 @@ def test_a_refusal_is_not_tried_again(server):
 
 def test_an_endpoint_that_stays_away_is_told_after_all_attempts(server, waits):
     server.dies_after = 0
-    with pytest.raises(EndpointError, match=r"3 attempts; the last one ended with \w+.*what was answered stays"):
+    with pytest.raises(
+        EndpointError, match=r"3 attempts; the last one ended with \w+.*what was answered stays"
+    ):
         ask(client(server, retries=2), images(1))
     assert len(server.seen) == 3
 

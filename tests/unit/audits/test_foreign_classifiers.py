@@ -167,7 +167,13 @@ def test_what_a_hugging_face_folder_leaves_open_must_be_stated(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "said", [{"size": {"height": 8, "width": 16}}, {"do_center_crop": True}, {"rescale_factor": 1 / 127.5}, {"size": {}}]
+    "said",
+    [
+        {"size": {"height": 8, "width": 16}},
+        {"do_center_crop": True},
+        {"rescale_factor": 1 / 127.5},
+        {"size": {}},
+    ],
 )
 def test_a_processor_that_does_more_than_resize_and_scale_is_refused(tmp_path, said):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({**PROCESSOR, **said}))
