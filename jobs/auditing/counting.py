@@ -21,7 +21,7 @@ from jobs.auditing.sets import ImageSet
 
 
 def count(plan: Plan, source: Source, jury: Jury, roll: Roll, config: AuditJobConfig) -> AuditResult:
-    """The audits of all attributes."""
+    """The audits of all attributes; those that cannot be made are refused."""
     thresholds = choose_thresholds(source.cache, roll.candidates, plan.validation)
     audited: dict[str, AttributeAudit] = {}
     refused = dict(plan.refused)
@@ -30,7 +30,8 @@ def count(plan: Plan, source: Source, jury: Jury, roll: Roll, config: AuditJobCo
         kept = source.whole(images)
         if len(kept) < len(images.studies):
             warnings.append(
-                f"Attribute {attribute!r}: {len(images.studies) - len(kept)} of {len(images.studies)} studies "
+                f"Attribute {attribute!r}: {len(images.studies) - len(kept)} of {len(images.studies)} "
+                "studies "
                 "are left out, as the generator could not make every image of them."
             )
         try:

@@ -1,4 +1,5 @@
-"""``audit`` from classifiers to verdicts: what is missing is made, scored and judged; what is there is kept."""
+"""``audit`` from classifiers to verdicts: what is missing is made, scored and judged; what is there "
+"is kept."""
 
 from __future__ import annotations
 
@@ -93,7 +94,8 @@ def _check_folder(target: Location) -> None:
     there = set(target.files()) - {LOCK_FILE}
     if there and REQUEST_FILE not in there and not any(name.startswith("cache/") for name in there):
         raise AuditError(
-            f"--out {target.uri} holds files, but none of a python -m jobs audit. Give an empty or a new folder."
+            f"--out {target.uri} holds files, but none of a python -m jobs audit. Give an empty or a "
+            "new folder."
         )
 
 

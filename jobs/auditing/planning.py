@@ -41,7 +41,11 @@ class Plan:
 
 
 def judge_bundles(judges: Sequence[str], generator: Bundle | None) -> dict[str, Bundle]:
-    """Stage to bundle; each in a role of its own and apart from the generator's losses."""
+    """Stage to bundle; each in a role of its own and apart from the generator's losses.
+
+    Raises:
+        BundleError: If a bundle cannot be trusted, measures no gate, or is not apart.
+    """
     found: dict[str, Bundle] = {}
     for uri in judges:
         judge = open_bundle(uri)
@@ -59,6 +63,12 @@ def judge_bundles(judges: Sequence[str], generator: Bundle | None) -> dict[str, 
 def make_plan(
     dataset: Dataset, source: Source, roll: Roll, attributes: Sequence[str], config: AuditJobConfig
 ) -> Plan:
+    """The sets of images, and who drops out for want of levels, patients or validation studies.
+
+    Raises:
+        AuditError: If no study is left.
+        StorageError: If the split has no study.
+    """
     studies = study_table(dataset, config.split, limit=config.studies, fold=config.fold)
     size = config.chunk_studies
     plan = Plan(observed_set(dataset, studies, split=config.split, size=size))

@@ -192,7 +192,8 @@ def compared_levels(dataset: Dataset, attribute: str, config: AuditJobConfig) ->
         )
     if len(set(chosen)) < 2:
         raise AuditError(
-            f"Attribute {attribute!r} has {len(set(chosen))} level(s) here ({', '.join(chosen) or 'none'}); an "
+            f"Attribute {attribute!r} has {len(set(chosen))} level(s) here "
+            f"({', '.join(chosen) or 'none'}); an "
             "audit compares two or more. Choose another attribute, or data where it differs."
         )
     return tuple(chosen)

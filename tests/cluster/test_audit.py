@@ -160,9 +160,9 @@ def test_nothing_that_can_be_audited_is_an_error_that_says_all(
     phantom_dataset: Dataset, tmp_path: Path
 ) -> None:
     failing = "tests.audited_functions:failing"
-    with pytest.raises(AuditError, match="No classifier can be audited.*is no bundle"):
+    with pytest.raises(AuditError, match=r"No classifier can be audited.*is no bundle"):
         run(phantom_dataset, tmp_path / "a", [str(tmp_path / "nothing")])
-    with pytest.raises(AuditError, match="Nothing could be audited.*ZeroDivisionError"):
+    with pytest.raises(AuditError, match=r"Nothing could be audited.*ZeroDivisionError"):
         run(phantom_dataset, tmp_path / "b", [failing], studies=24)
     assert "ZeroDivisionError" in (tmp_path / "b" / "audit.json").read_text()
     (tmp_path / "c").mkdir()

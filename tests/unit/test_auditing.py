@@ -214,7 +214,7 @@ def test_another_audit_of_the_same_cache_makes_no_image_again(dataset, tmp_path)
 
 
 def test_a_failing_classifier_is_not_asked_again_and_loses_nobody_else(dataset, tmp_path):
-    plan, source, roll, chosen = planned(dataset, tmp_path, classifiers=(BRIGHT, FAILING))
+    plan, source, roll, _ = planned(dataset, tmp_path, classifiers=(BRIGHT, FAILING))
     jury = Jury({}, source)
     work = Work(source, jury, list(plan.attributes.values()), plan.observed, plan.validation)
     hands = Hands(source, Scorer(source, ()), jury)
@@ -415,7 +415,7 @@ def test_a_damaged_cache_is_told(dataset, tmp_path):
     run(plan, source, roll, chosen)
     [first, *_] = sorted((tmp_path / "cache" / "images").iterdir())
     first.write_bytes(first.read_bytes()[:50])
-    with pytest.raises(StorageError, match="is damaged.*Delete it and run again"):
+    with pytest.raises(StorageError, match=r"is damaged.*Delete it and run again"):
         run(plan, source, roll, chosen)
     shutil.rmtree(tmp_path / "cache" / "images")
     _, (made, _, _) = run(plan, source, roll, chosen)

@@ -22,7 +22,7 @@ from counterray.audits.classifiers.weights import WeightsClassifier, WeightsConf
 from counterray.bundle import write_bundle
 from counterray.config import ConfigError, validate
 from counterray.models.predictors.classifier import ClassifierConfig, ClassifierStage
-from counterray.models.predictors.segmentor import SegmentorConfig, SegmentorStage
+from counterray.models.predictors.demographic import DemographicConfig, DemographicStage
 from counterray.nn.resnet import ResNet18
 from counterray.storage import resolve
 from tests.predictor_toys import DATA, SIZE, batch
@@ -109,8 +109,8 @@ def test_a_bundle_of_another_size_is_told_or_served_as_the_settings_say(tmp_path
 
 
 def test_a_bundle_of_a_stage_that_scores_no_findings(tmp_path):
-    bundle, _ = bundle_of(tmp_path / "bundle", SegmentorStage(SegmentorConfig()))
-    with pytest.raises(ClassifierError, match="stage 'segmentor', which scores no findings"):
+    bundle, _ = bundle_of(tmp_path / "bundle", DemographicStage(DemographicConfig()))
+    with pytest.raises(ClassifierError, match="stage 'demographic', which scores no findings"):
         BundleClassifier(BundleConfig(uri=bundle.location.uri))
 
 
@@ -171,7 +171,7 @@ def test_weights_of_the_user_s_own_architecture_and_wrong_channels(tmp_path):
     found = ask(WeightsClassifier(WeightsConfig(**given)), image)
     np.testing.assert_allclose(found, network((image + 1) / 2).sigmoid().detach(), atol=1e-6)
     wrong = WeightsClassifier(WeightsConfig(**given, preprocessing={"channels": 3}))
-    with pytest.raises(ClassifierError, match="cannot read images.*Correct its preprocessing"):
+    with pytest.raises(ClassifierError, match=r"cannot read images.*Correct its preprocessing"):
         ask(wrong, image)
 
 
@@ -265,7 +265,7 @@ def test_a_yaml_file_describes_any_kind(tmp_path):
     assert isinstance(config, WeightsConfig)
     assert (config.name, config.threshold.method) == ("mine", "youden")
     file.write_text(json.dumps({**described, "architectur": "x"}))
-    with pytest.raises(ConfigError, match="Unknown setting 'classifier.architectur'. Did you mean 'archit"):
+    with pytest.raises(ConfigError, match=r"Unknown setting 'classifier.architectur'. Did you mean 'archit"):
         read_classifier(str(file))
 
 

@@ -150,10 +150,10 @@ def test_classes_that_exclude_each_other(tmp_path):
 
 
 def test_what_a_hugging_face_folder_leaves_open_must_be_stated(tmp_path):
-    with pytest.raises(ClassifierError, match="no local folder with a config.json"):
+    with pytest.raises(ClassifierError, match=r"no local folder with a config.json"):
         HuggingFaceClassifier(HuggingFaceConfig(folder="google/vit-base-patch16-224"))
     vit(tmp_path / "a")
-    with pytest.raises(ClassifierError, match="has no preprocessor_config.json"):
+    with pytest.raises(ClassifierError, match=r"has no preprocessor_config.json"):
         HuggingFaceClassifier(HuggingFaceConfig(folder=str(tmp_path / "a")))
     vit(tmp_path / "b", problem=None)
     with pytest.raises(ClassifierError, match="State activation: sigmoid"):

@@ -104,13 +104,15 @@ class EndpointClassifier:
             )
         if host not in allowed_hosts:
             raise ClassifierError(
-                f"Classifier {self.name!r} would send images to {host}, which is not allowed. If they may leave "
+                f"Classifier {self.name!r} would send images to {host}, which is not allowed. If they "
+                "may leave "
                 f"this machine for it, set allowed_hosts=[{host}]. Allowed now: "
                 f"{', '.join(sorted(allowed_hosts)) or 'none'}."
             )
         if config.key_variable and parts.scheme == "http" and parts.hostname not in _LOOPBACK:
             raise ClassifierError(
-                f"Classifier {self.name!r}: the key in {config.key_variable} would travel unencrypted to {host}. "
+                f"Classifier {self.name!r}: the key in {config.key_variable} would travel unencrypted "
+                f"to {host}. "
                 "Use https."
             )
         self.findings = require_findings(self.name, config.findings)
@@ -163,7 +165,8 @@ class EndpointClassifier:
             if attempt < self.config.retries:
                 time.sleep(wait)
         raise EndpointError(
-            f"Classifier {self.name!r} did not answer in {self.config.retries + 1} attempts; the last one ended "
+            f"Classifier {self.name!r} did not answer in {self.config.retries + 1} attempts; the last "
+            "one ended "
             f"with {cause}. Start it again and run the same audit: what was answered stays."
         )
 

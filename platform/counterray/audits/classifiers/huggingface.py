@@ -65,7 +65,8 @@ class HuggingFaceClassifier:
         folder = Path(place.path)
         if not place.is_local or not (folder / "config.json").is_file():
             raise ClassifierError(
-                f"Classifier {self.name!r}: {config.folder} is no local folder with a config.json. Download or "
+                f"Classifier {self.name!r}: {config.folder} is no local folder with a config.json. "
+                "Download or "
                 "save the model there first; nothing is fetched from a hub."
             )
         network = _load(self.name, folder)
@@ -113,7 +114,8 @@ def read_preprocessing(name: str, folder: Path, *, channels: Literal[1, 3]) -> P
     file = folder / "preprocessor_config.json"
     if not file.is_file():
         raise ClassifierError(
-            f"Classifier {name!r} has no preprocessor_config.json; state preprocessing (size, channels, mean, "
+            f"Classifier {name!r} has no preprocessor_config.json; state preprocessing (size, "
+            "channels, mean, "
             "std) in its YAML file."
         )
     said = json.loads(file.read_text(encoding="utf-8"))
@@ -126,7 +128,8 @@ def read_preprocessing(name: str, folder: Path, *, channels: Literal[1, 3]) -> P
     if cropped or len(edges) != 1 or (said.get("do_rescale", True) and abs(scale * 255 - 1) > 1e-6):
         raise ClassifierError(
             f"Classifier {name!r}: preprocessor_config.json asks for size {size}, scale {scale:g} "
-            f"and {'a' if cropped else 'no'} crop, which is not just a square of values 0 to 1. State preprocessing in its YAML file."
+            f"and {'a' if cropped else 'no'} crop, which is not just a square of values 0 to 1. State "
+            "preprocessing in its YAML file."
         )
     normal = said.get("do_normalize", True)
     return Preprocessing(

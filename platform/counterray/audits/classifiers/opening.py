@@ -60,7 +60,8 @@ def read_classifier(text: str) -> AnyClassifier:
         return validate(DescribedClassifier, {"classifier": read(text)}).classifier
     if text.startswith(("http://", "https://")):
         raise ClassifierError(
-            f"--classifier {text}: an endpoint needs a YAML file with kind: http, url, and findings (what its "
+            f"--classifier {text}: an endpoint needs a YAML file with kind: http, url, and findings "
+            "(what its "
             "scores are, in order)."
         )
     if text.endswith(".onnx"):
@@ -69,7 +70,8 @@ def read_classifier(text: str) -> AnyClassifier:
         return TableConfig(file=text, name=short_name(text))
     if text.endswith(".safetensors"):
         raise ClassifierError(
-            f"--classifier {text}: weights need a YAML file with kind: weights, file, architecture and findings."
+            f"--classifier {text}: weights need a YAML file with kind: weights, file, architecture "
+            "and findings."
         )
     if _FUNCTION.fullmatch(text):
         return FunctionConfig(function=text)
@@ -79,7 +81,8 @@ def read_classifier(text: str) -> AnyClassifier:
     if (place / "config.json").exists():
         return HuggingFaceConfig(folder=text, name=short_name(text))
     raise ClassifierError(
-        f"--classifier {text} is no bundle (a folder with manifest.json), no Hugging Face folder (config.json), "
+        f"--classifier {text} is no bundle (a folder with manifest.json), no Hugging Face folder "
+        "(config.json), "
         "no .onnx, .csv, .parquet or .yaml file, and no module:function."
     )
 

@@ -65,7 +65,8 @@ class TableClassifier:
         self._rows = {key: row for row, key in enumerate(keys)}
         if len(self._rows) < len(keys):
             raise ClassifierError(
-                f"Classifier {self.name!r}: {len(keys) - len(self._rows)} rows of the table name an image that "
+                f"Classifier {self.name!r}: {len(keys) - len(self._rows)} rows of the table name an "
+                "image that "
                 "another row names too. Keep one prediction for each image."
             )
         self._values = self._numbers(table)
@@ -90,7 +91,8 @@ class TableClassifier:
         missing = [key for key in keys if key not in self._rows]
         if missing:
             raise ClassifierError(
-                f"Classifier {self.name!r} has no prediction of {len(missing)} of {len(keys)} images, such as "
+                f"Classifier {self.name!r} has no prediction of {len(missing)} of {len(keys)} images, "
+                "such as "
                 f"{missing[0]}. Export the set that this audit uses with --set export=true, predict all of "
                 "it, and give that table."
             )
@@ -109,6 +111,7 @@ def _table(name: str, file: str, data: bytes) -> pd.DataFrame:
         return pd.read_csv(io.BytesIO(data), dtype={IMAGE_COLUMN: str})
     except (ValueError, OSError) as error:  # pandas' and Arrow's parsing errors are ValueErrors
         raise ClassifierError(
-            f"Classifier {name!r}: {file} cannot be read as a table ({type(error).__name__}). CSV with a header, "
+            f"Classifier {name!r}: {file} cannot be read as a table ({type(error).__name__}). CSV "
+            "with a header, "
             "or Parquet, is needed."
         ) from error
