@@ -1,5 +1,4 @@
-"""``audit`` from classifiers to verdicts: what is missing is made, scored and judged; what is there "
-"is kept."""
+"""``audit`` from classifiers to verdicts: what is missing is made, scored, judged; the rest is kept."""
 
 from __future__ import annotations
 

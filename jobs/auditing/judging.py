@@ -143,7 +143,7 @@ class Jury:
 
 
 def read_judged(jury: Jury, images: ImageSet) -> dict[str, Floats]:
-    """Column to values of all views: ``[K + 1, N]``, the observed images first; of ``read`` ``[K + 1, N, K]``.
+    """Column to values ``[K + 1, N]``, the observed images first; of ``read`` ``[K + 1, N, K]``.
 
     Columns that no judge filled are left out.
     """

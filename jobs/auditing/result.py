@@ -41,7 +41,7 @@ class AuditResult:
 
     Attributes:
         attributes: Attribute to its audit.
-        refused: ``attributes``, ``classifiers`` and ``targets`` that could not be audited, each to the reason.
+        refused: ``attributes``, ``classifiers`` and ``targets`` that were not audited, each to the reason.
         warnings: What a reader must know.
         provenance: Data, generator, judges, seed and versions, as plain values.
         candidates: The classifiers.

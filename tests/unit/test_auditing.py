@@ -70,15 +70,15 @@ def run(plan, source, roll, chosen, judges=()):
     return count(plan, source, jury, roll, chosen), (made, judged, scored)
 
 
-def bundle_at(folder, dataset, stage, **changes):
+def bundle_at(folder, dataset, stage, **training):
     torch.manual_seed(0)
     return write_bundle(
         resolve(folder),
         method="predictors",
         stage=stage.name,
-        config=stage.config.model_dump(mode="json"),
+        config={**stage.config.model_dump(mode="json"), **training},
         export=stage.export(stage.build({}, dataset.info())),
-        data_fingerprint=changes.get("fingerprint", dataset.manifest.fingerprint),
+        data_fingerprint=dataset.manifest.fingerprint,
     )
 
 
@@ -293,8 +293,8 @@ def test_predictions_made_elsewhere_give_the_same_audit(dataset, tmp_path):
 
 def test_a_classifier_that_knows_the_patients_is_refused_or_told(tmp_path):
     data = write_dataset(tmp_path / "data", train=40)
-    stage = ClassifierStage(ClassifierConfig(backbone=TINY, loader={"fold": "a"}))
-    bundle = bundle_at(tmp_path / "c" / "bundle", data, stage)
+    stage = ClassifierStage(ClassifierConfig(backbone=TINY))
+    bundle = bundle_at(tmp_path / "c" / "bundle", data, stage, loader={"fold": "a"})
     facts = {"fingerprint": "f", "split": "train"}
     assert trained_on(bundle, **{**facts, "split": "test"}, fold="all") == ""
     assert trained_on(bundle, **facts, fold="b") == ""

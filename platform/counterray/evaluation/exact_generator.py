@@ -25,8 +25,8 @@ class ExactGenerator:
 
     Args:
         manifest: Of the phantom dataset.
-        effect: ``direct`` holds findings and all other attributes, and lets anatomy follow; ``total`` lets all
-            follow by the causal graph: with ``group`` also site, scanner and findings.
+        effect: ``direct`` holds findings and all other attributes, and lets anatomy follow; ``total`` lets
+            all follow by the causal graph: with ``group`` also site, scanner and findings.
 
     Raises:
         UnscorableError: If the data are no phantom's.
