@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from jobs import augment, demo, encode, evaluate, generate, ingest, readings, refine, reproduce, train
+from jobs import audit, augment, demo, encode, evaluate, generate, ingest, readings, refine, reproduce, train
 
 app = typer.Typer(
     name="python -m jobs",
@@ -28,6 +28,7 @@ app.command("evaluate")(evaluate.main)
 app.command("readings")(readings.main)
 app.command("generate")(generate.main)
 app.command("augment")(augment.main)
+app.command("audit")(audit.main)
 app.command("demo")(demo.main)
 app.command("reproduce")(reproduce.main)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -47,9 +46,8 @@ from counterray.evaluation.settings import Settings
 from counterray.evaluation.text_condition import TextCondition
 from counterray.evaluation.wording import SYNTHETIC_NOTICE
 from counterray.models.pathology_ldm.prompts import study_prompts
-from counterray.storage import Location, MissingError, StorageError, resolve
-
-logger = logging.getLogger(__name__)
+from counterray.storage import Location, MissingError, resolve
+from jobs.ancestry import ancestors, require_apart
 
 SCORING = ("classifier", "segmentor", "identity_encoder", "image_text_encoder", "demographic")
 """Stages whose bundles can score a generator."""
@@ -271,14 +269,14 @@ def _require_scorers(bundle: Bundle, scorers: Sequence[Bundle]) -> None:
                 f"--judge {scorer.location.uri} is of stage {scorer.stage}. One judge of each of these can "
                 f"score a generator: {', '.join(SCORING)}."
             )
-    for role, parent, opened in _ancestors(bundle):
+    for role, parent, opened in ancestors(bundle):
         for scorer in scorers:
-            _require_apart(scorer, role, parent, opened)
+            require_apart(scorer, role, parent, opened)
 
 
 def _unchecked(bundle: Bundle) -> list[str]:
     """What the report says of judges of the losses that are gone."""
-    gone = sorted({role for role, _, opened in _ancestors(bundle) if opened is None})
+    gone = sorted({role for role, _, opened in ancestors(bundle) if opened is None})
     if not gone:
         return []
     return [
@@ -286,43 +284,6 @@ def _unchecked(bundle: Bundle) -> list[str]:
         "checked, as the bundle is no longer where it was: it may have seen the same patients, which would "
         "flatter."
     ]
-
-
-def _ancestors(bundle: Bundle) -> Iterator[tuple[str, Mapping[str, Any], Bundle | None]]:
-    """Role and record of each bundle that had part in this one, and the bundle, ``None`` if it is gone.
-
-    Parents of parents too: a diffusion's decoder has seen the judges of the decoder's losses.
-    """
-    for role, parent in bundle.manifest["parents"].items():
-        opened = _parent(role, parent)
-        yield role, parent, opened
-        if opened is not None:
-            yield from _ancestors(opened)
-
-
-def _parent(role: str, parent: Mapping[str, Any]) -> Bundle | None:
-    try:
-        opened = open_bundle(parent["uri"])
-    except (BundleError, StorageError):
-        opened = None
-    if opened is None or opened.checksum != parent["checksum"]:
-        logger.warning("the bundle of the parent %r is gone, so its patients cannot be compared", role)
-        return None
-    return opened
-
-
-def _require_apart(scorer: Bundle, role: str, parent: Mapping[str, Any], opened: Bundle | None) -> None:
-    """Raises if a judge is that of a loss, or saw the same patients with the same seed."""
-    same = scorer.checksum == parent["checksum"]
-    if not same and opened is not None and scorer.stage == opened.stage:
-        trained = opened.config
-        folds = {scorer.config["loader"]["fold"], trained["loader"]["fold"]}
-        same = scorer.config["seed"] == trained["seed"] or len(folds) == 1 or "all" in folds
-    if same:
-        raise BundleError(
-            f"The judge {scorer.location.uri} is not apart from the generator's loss {role!r}, so its scores "
-            "would flatter it. Train it with another seed, and the two on loader.fold a and b."
-        )
 
 
 def _facts(dataset: Dataset, config: EvaluateConfig) -> dict[str, str]:

@@ -261,14 +261,14 @@ def parquet(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def read_parquet(place: Location, schema: pa.Schema) -> pa.Table:
-    """A small Parquet file that `parquet` wrote.
+def read_parquet(place: Location, schema: pa.Schema, *, columns: list[str] | None = None) -> pa.Table:
+    """A small Parquet file that `parquet` wrote, or some columns of it.
 
     Raises:
         StorageError: If it is damaged.
     """
     try:
-        return pq.read_table(io.BytesIO(place.read_bytes()), schema=schema)
+        return pq.read_table(io.BytesIO(place.read_bytes()), schema=schema, columns=columns)
     except pa.ArrowException as error:
         raise StorageError(
             f"{place.uri} is damaged ({type(error).__name__}). Delete it and run again."

@@ -117,7 +117,7 @@ def test_the_list_of_jobs_and_their_help() -> None:
     listing = subprocess.run(
         [sys.executable, "-m", "jobs"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    for job in ("ingest", "train", "evaluate", "generate", "demo"):
+    for job in ("ingest", "train", "evaluate", "generate", "audit", "demo"):
         assert job in listing.stdout
         shown = subprocess.run(
             [sys.executable, "-m", "jobs", job, "--help"],

@@ -1,0 +1,197 @@
+"""From stored scores to what the audits take, and the audits that need no counterfactual beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from counterray.audits.classifiers.thresholds import ThresholdConfig, chosen_threshold, given_threshold
+from counterray.audits.demographic_parity import demographic_parity
+from counterray.audits.equal_opportunity import equal_opportunity
+from counterray.audits.equalised_odds import equalised_odds
+from counterray.audits.errors import AuditError, checked_scores
+from counterray.audits.group_performance import group_performance
+from counterray.audits.scores import CounterfactualScores, Target
+from counterray.audits.settings import AuditConfig
+from counterray.evaluation.intervals import Floats
+from counterray.storage import Location
+from jobs.auditing.request import AuditJobConfig
+from jobs.auditing.scoring import Candidate, read_scores
+from jobs.auditing.sets import ImageSet, labels_of, own_levels
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Where each target is cut.
+
+    Attributes:
+        targets: Classifier's name to its targets.
+        refused: Target's name to why no threshold could be chosen.
+    """
+
+    targets: Mapping[str, list[Target]]
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+def choose_thresholds(
+    cache: Location, candidates: Sequence[Candidate], validation: ImageSet | None
+) -> Thresholds:
+    """The targets of each classifier, with thresholds as its settings say.
+
+    Args:
+        cache: Where scores are kept.
+        candidates: The classifiers.
+        validation: Scored validation studies; needed where a threshold is chosen by them.
+    """
+    targets: dict[str, list[Target]] = {}
+    refused: dict[str, str] = {}
+    for candidate in candidates:
+        config, own = candidate.config.threshold, []
+        scores = None
+        if config.method != "given" and validation is not None:
+            scores = read_scores(cache, candidate, validation)[0]
+        for finding in candidate.audited:
+            target = Target(classifier=candidate.name, finding=finding)
+            try:
+                cut = _threshold(target, candidate, scores, validation, config)
+                own.append(replace(target, threshold=cut))
+            except AuditError as error:
+                refused[target.name] = str(error)
+        targets[candidate.name] = own
+    return Thresholds(targets, refused)
+
+
+def _threshold(
+    target: Target,
+    candidate: Candidate,
+    scores: Floats | None,
+    validation: ImageSet | None,
+    config: ThresholdConfig,
+) -> float:
+    if scores is None or validation is None:
+        return given_threshold(config, target.finding)
+    column = scores[:, candidate.findings.index(target.finding)]
+    labels = labels_of(validation.studies, target.finding)
+    return chosen_threshold(target.name, column, labels, config)
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """Scores of one attribute.
+
+    Attributes:
+        scores: Of all targets on the studies whose images are all there.
+        kept: Positions of these studies in the set.
+    """
+
+    scores: CounterfactualScores
+    kept: tuple[int, ...]
+
+
+def assemble(
+    cache: Location,
+    candidates: Sequence[Candidate],
+    targets: Mapping[str, Sequence[Target]],
+    images: ImageSet,
+    observed: ImageSet,
+    *,
+    whole: Sequence[int],
+    config: AuditJobConfig,
+) -> Assembled:
+    """What classifiers said of the studies of one attribute.
+
+    Args:
+        cache: Where scores are kept.
+        candidates: The classifiers whose scores are there.
+        targets: Name of a classifier to its targets.
+        images: Counterfactuals.
+        observed: The studies' own images.
+        whole: Positions in ``images.studies`` of the studies of which every image could be made.
+        config: Of the audit.
+
+    Raises:
+        AuditError: If no target or study is left.
+    """
+    rows, flat = list(whole), [target for one in candidates for target in targets[one.name]]
+    if not flat or not rows:
+        raise AuditError(
+            f"Attribute {images.views.attribute!r}: {len(flat)} targets and {len(rows)} studies are left to "
+            "audit; one of each is needed. The reasons stand beside it."
+        )
+    numbers = images.studies["number"].to_pylist()
+    place = {number: row for row, number in enumerate(observed.studies["number"].to_pylist())}
+    real = [place[numbers[row]] for row in rows]
+    parts: list[Floats] = []
+    seen: list[Floats] = []
+    for candidate in candidates:
+        columns = [candidate.findings.index(target.finding) for target in targets[candidate.name]]
+        parts.append(np.moveaxis(read_scores(cache, candidate, images)[:, rows][..., columns], 2, 0))
+        seen.append(read_scores(cache, candidate, observed)[0][real][:, columns].T)
+    made = np.moveaxis(np.concatenate(parts), 1, -1)  # [T, N, V]
+    views, studies = images.views, images.studies.take(rows)
+    scores = CounterfactualScores(
+        attribute=views.attribute,
+        levels=views.levels,
+        targets=flat,
+        observed=np.concatenate(seen),
+        intervened=made[..., : len(views.levels)],
+        placebo=made[..., len(views.levels) :],
+        own=own_levels(studies, views.attribute, views.levels),
+        labels=np.stack([labels_of(studies, target.finding) for target in flat]),
+        patients=studies["patient_id"].to_pylist(),
+        effect=config.effect,
+    )
+    return Assembled(scores, tuple(rows))
+
+
+def associational(scores: CounterfactualScores, config: AuditConfig) -> dict[str, dict[str, Any]]:
+    """Target's name to what its decisions on the observed images say, by audit.
+
+    An audit that cannot be made of a target stands there as ``{"refused": <reason>}``.
+    """
+    return {target.name: _of_target(scores, row, config) for row, target in enumerate(scores.targets)}
+
+
+def _of_target(scores: CounterfactualScores, row: int, config: AuditConfig) -> dict[str, Any]:
+    target, values, labels = scores.targets[row], scores.observed[row], scores.labels[row]
+    common: dict[str, Any] = {
+        "attribute": scores.attribute,
+        "levels": scores.levels,
+        "patients": scores.patients,
+        "minimum_patients": config.minimum_patients,
+    }
+    try:
+        called = checked_scores(target.name, values, values.shape) >= target.threshold
+    except AuditError as error:
+        return {"refused": str(error)}
+    own = scores.own
+    audits: dict[str, Callable[[], Any]] = {
+        "demographic_parity": lambda: demographic_parity(called, own, **common),
+        "equal_opportunity": lambda: equal_opportunity(called, labels, own, **common),
+        "equalised_odds": lambda: equalised_odds(called, labels, own, **common),
+        "group_performance": lambda: group_performance(
+            values, labels, own, threshold=target.threshold, seed=config.seed, **common
+        ),
+    }
+    found: dict[str, Any] = {}
+    for name, audit in audits.items():
+        try:
+            found[name] = asdict(audit())
+        except AuditError as error:
+            found[name] = {"refused": str(error)}
+    return found
+
+
+def plain(value: Any) -> Any:
+    """The same as JSON knows it, with ``None`` for numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

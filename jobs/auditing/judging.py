@@ -1,0 +1,214 @@
+"""What judges say of a chunk's counterfactuals, and the readings of the gates that come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from counterray.audits.gates import Reading
+from counterray.bundle import Bundle, BundleError
+from counterray.evaluation.auroc import auroc
+from counterray.evaluation.intervals import Floats
+from counterray.evaluation.judge import demographic_judges, open_judge
+from counterray.evaluation.metric import Judge
+from counterray.evaluation.pixel_error import mean_absolute_error
+from counterray.storage import Location
+from jobs.auditing.making import Source
+from jobs.auditing.sets import ImageSet, SetChunk, own_levels
+from jobs.generation.chunks import parquet, read_parquet
+from jobs.generation.selection import read_batch
+
+JUDGES = ("demographic", "classifier", "identity_encoder")
+"""Stages of bundles that measure gates: the level that is read, findings that should stay, identity."""
+
+JUDGED_SCHEMA = pa.schema(
+    [
+        pa.field("number", pa.int64(), nullable=False),
+        pa.field("view", pa.string(), nullable=False),
+        pa.field("composition", pa.float64()),
+        pa.field("identity", pa.float64()),
+        pa.field("findings", pa.float64()),
+        pa.field("others", pa.float64()),
+        pa.field("read", pa.list_(pa.float64())),
+    ]
+)
+"""Of a study's view: distance from the observed image, likeness of identity to it, change of findings and of
+other attributes from the null intervention, and the probabilities read of the attribute's levels. Null where
+no judge was there to say it."""
+
+
+@dataclass
+class Jury:
+    """The judges of an audit; opens them in the process that first asks.
+
+    Attributes:
+        bundles: Stage to bundle.
+        source: Where the images are.
+    """
+
+    bundles: Mapping[str, Bundle]
+    source: Source
+    _judges: dict[str, Judge] = field(default_factory=dict, init=False, repr=False)
+    _attributes: dict[str, Judge] = field(default_factory=dict, init=False, repr=False)
+    _is_open: bool = field(default=False, init=False)
+
+    def open(self) -> Jury:
+        """Opens the judges.
+
+        Raises:
+            BundleError: If the levels that one reads, or the size of its images, are others than the data's.
+        """
+        if self._is_open:
+            return self
+        manifest = self.source.dataset.manifest
+        for stage, bundle in self.bundles.items():
+            size = int(bundle.metadata["image_size"])
+            if size != manifest.image_size:
+                raise BundleError(
+                    f"--judge {bundle.location.uri} reads images of {size} px; those of the data have "
+                    f"{manifest.image_size} px. Train it on data of their size."
+                )
+            if stage != "demographic":
+                self._judges[stage] = open_judge(bundle)
+                continue
+            for attribute, judge in demographic_judges(bundle).items():
+                there = tuple(manifest.vocabulary.get(attribute, ()))
+                if tuple(judge.outputs) != there:
+                    raise BundleError(
+                        f"--judge {bundle.location.uri} reads the levels {', '.join(judge.outputs)} of "
+                        f"{attribute}; the data have {', '.join(there) or 'none'}. Train it on such data."
+                    )
+                self._attributes[attribute] = judge
+        self._is_open = True
+        return self
+
+    def place(self, chunk: SetChunk) -> Location:
+        """Where the words on a chunk are kept."""
+        sums = "-".join(sorted(bundle.checksum[:12] for bundle in self.bundles.values())) or "none"
+        return self.source.cache / f"judged/{sums}/{chunk.name}.parquet"
+
+    def __call__(self, chunk: SetChunk) -> int:
+        """Judges a chunk; returns the number of its rows."""
+        self.open()
+        batch, views = read_batch(self.source.dataset, chunk.studies), chunk.views
+        vocabulary = self.source.dataset.manifest.vocabulary[views.attribute]
+        codes = batch.attributes[views.attribute].long().tolist()
+        own = torch.tensor([views.levels.index(vocabulary[code]) for code in codes])
+        made = self.source.read(chunk)
+        levels = torch.stack([made[f"level{k}"] for k in range(len(views.levels))])
+        null = levels[own, torch.arange(len(own))]
+        rows: list[dict[str, Any]] = []
+        for k in range(-1, len(views.levels)):
+            image = batch.image if k < 0 else levels[k]
+            said = self._said(chunk, image, observed=batch.image, null=null)
+            for row, number in enumerate(chunk.studies["number"].to_pylist()):
+                one = {name: values[row].tolist() for name, values in said.items()}
+                rows.append({"number": number, "view": "observed" if k < 0 else f"level{k}", **one})
+        self.place(chunk).write_bytes(parquet(pa.Table.from_pylist(rows, JUDGED_SCHEMA)))
+        return len(rows)
+
+    def _said(self, chunk: SetChunk, image: Tensor, *, observed: Tensor, null: Tensor) -> dict[str, Tensor]:
+        """Column of `JUDGED_SCHEMA` to values ``[N]`` or ``[N, K]``."""
+        said = {"composition": mean_absolute_error(image, observed)}
+        identity, classifier = self._judges.get("identity_encoder"), self._judges.get("classifier")
+        if identity is not None:
+            said["identity"] = cosine_similarity(identity.scores(image), identity.scores(observed))
+        if classifier is not None:
+            moved = classifier.scores(image) - classifier.scores(null)
+            said["findings"] = moved.abs().mean(dim=1)
+        others = [
+            0.5 * (judge.scores(image) - judge.scores(null)).abs().sum(dim=1)
+            for attribute, judge in self._attributes.items()
+            if attribute != chunk.views.attribute
+        ]
+        if others:
+            said["others"] = torch.stack(others).amax(dim=0)
+        reading = self._attributes.get(chunk.views.attribute)
+        if reading is not None:
+            vocabulary = self.source.dataset.manifest.vocabulary[chunk.views.attribute]
+            columns = [vocabulary.index(level) for level in chunk.views.levels]
+            said["read"] = reading.scores(image)[:, columns]
+        return {name: values.double().cpu() for name, values in said.items()}
+
+    def labels(self) -> dict[str, str]:
+        """Stage to the judge's name and short checksum."""
+        return {stage: f"{stage}:{bundle.checksum[:8]}" for stage, bundle in self.bundles.items()}
+
+
+def read_judged(jury: Jury, images: ImageSet) -> dict[str, Floats]:
+    """Column to values ``[K + 1, N]``, the observed images first; of ``read`` ``[K + 1, N, K]``.
+
+    Columns that no judge filled are left out.
+    """
+    names = ["observed", *(f"level{k}" for k in range(len(images.views.levels)))]
+    tables = [read_parquet(jury.place(chunk), JUDGED_SCHEMA).to_pylist() for chunk in images.chunks]
+    rows = {(row["view"], row["number"]): row for table in tables for row in table}
+    numbers = images.studies["number"].to_pylist()
+    found = {}
+    for column in ("composition", "identity", "findings", "others", "read"):
+        values = [[rows[view, number][column] for number in numbers] for view in names]
+        if values[0][0] is not None:
+            found[column] = np.array(values, dtype=np.float64)
+    return found
+
+
+def gate_readings(
+    judged: Mapping[str, Floats], images: ImageSet, labels: Mapping[str, str], *, kept: Sequence[int]
+) -> list[Reading]:
+    """What the gates take: of each the worst over the levels that were set.
+
+    Args:
+        judged: From `read_judged`.
+        images: Of the attribute.
+        labels: Stage to the judge's label.
+        kept: Positions of the studies that are audited.
+    """
+    views = images.views
+    rows = np.asarray(kept)
+    own = own_levels(images.studies, views.attribute, views.levels)[rows]
+    said = {name: values[:, rows] for name, values in judged.items()}
+    null = np.take_along_axis(said["composition"][1:], own[None], axis=0)[0]
+    readings = [Reading(gate="composition", value=float(null.mean()))]
+
+    def worst(name: str, *, higher: bool) -> tuple[float, str]:
+        """The worst mean over levels, each of the studies that have another one, and its level."""
+        means = [float(said[name][k + 1][own != k].mean()) for k in range(len(views.levels))]
+        place = int(np.argmin(means) if higher else np.argmax(means))
+        return means[place], views.levels[place]
+
+    if "identity" in said:
+        value, level = worst("identity", higher=True)
+        readings.append(
+            Reading(gate="identity", value=value, judge=labels["identity_encoder"], note=f"worst at {level}")
+        )
+    off_target = [
+        (*worst(name, higher=False), labels[stage], what)
+        for name, stage, what in (
+            ("findings", "classifier", "findings"),
+            ("others", "demographic", "other attributes"),
+        )
+        if name in said
+    ]
+    # Findings are what an effect would be mistaken for: without their judge the gate is not measured.
+    if "findings" in said:
+        value, level, judge, what = max(off_target)
+        note = f"{what}, worst at {level}"
+        readings.append(Reading(gate="off_target", value=value, judge=judge, note=note))
+    if "read" in said:
+        read = said["read"]
+        said["right"] = np.stack([read[k].argmax(axis=1) == k - 1 for k in range(len(read))]).astype(float)
+        value, level = worst("right", higher=True)
+        label = labels["demographic"]
+        readings.append(Reading(gate="effectiveness", value=value, judge=label, note=f"worst at {level}"))
+        areas = [auroc(read[0][:, k], own == k) for k in range(len(views.levels))]
+        place = int(np.argmin(areas))
+        note = f"{views.levels[place]} against the rest, on the observed images"
+        readings.append(Reading(gate="judge_auroc", value=areas[place], judge=label, note=note))
+    return readings

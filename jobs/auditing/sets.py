@@ -1,0 +1,234 @@
+"""Sets of images that classifiers are asked about, in chunks; pure functions of data and request.
+
+A chunk's name is a checksum over all that decides its images, so that it is found again by any audit of the
+same studies with the same generator, whatever else differs. Tables hold identifiers and places, no pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from counterray.audits.errors import AuditError, checked_groups, encoded_patients
+from counterray.data.batching import fold_of
+from counterray.data.dataset import Dataset
+from counterray.data.study import ATTRIBUTES
+from counterray.evaluation.intervals import Floats
+from jobs.auditing.request import AuditJobConfig
+from jobs.generation.selection import list_studies, read_rows
+
+FORMAT = 1
+"""Version of the cached files; raised when they change."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """The images of each study in a set.
+
+    Attributes:
+        attribute: The attribute that is set; empty for observed images.
+        levels: Its levels that are compared.
+        nulls: Null interventions on each study.
+    """
+
+    attribute: str = ""
+    levels: tuple[str, ...] = ()
+    nulls: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """``observed``; or ``level0`` to ``level<K-1>`` and ``null0`` to ``null<R-1>``."""
+        if not self.attribute:
+            return ("observed",)
+        return (
+            *(f"level{k}" for k in range(len(self.levels))),
+            *(f"null{r}" for r in range(self.nulls)),
+        )
+
+
+@dataclass(frozen=True)
+class SetChunk:
+    """Studies whose images are made, scored and judged together.
+
+    Attributes:
+        name: Checksum.
+        prefix: Of the images' names in an export.
+        views: The images of each study.
+        studies: `STUDY_SCHEMA` and ``number`` (position of the study in its split).
+    """
+
+    name: str
+    prefix: str
+    views: Views
+    studies: pa.Table
+
+    def keys(self, view: str) -> list[str]:
+        """Names of the images of one view in an export; they hold no identifier."""
+        return [f"{self.prefix}-{number:07d}-{view}" for number in self.studies["number"].to_pylist()]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """All images of one kind.
+
+    Attributes:
+        chunks: In the order of the studies.
+        studies: All studies, from `study_table`.
+    """
+
+    chunks: tuple[SetChunk, ...]
+    studies: pa.Table
+
+    @property
+    def views(self) -> Views:
+        """The images of each study."""
+        return self.chunks[0].views
+
+
+def study_table(dataset: Dataset, split: str, *, limit: int | None, fold: str = "all") -> pa.Table:
+    """Studies of a split with ``number``, ``findings`` and ``attribute.<name>`` of each categorical one.
+
+    Raises:
+        AuditError: If no study is left.
+        StorageError: If the split has none.
+    """
+    studies = list_studies(dataset, split, limit=limit)
+    names = [name for name, kind in ATTRIBUTES.items() if kind == "categorical"]
+    rows = read_rows(dataset, studies, ["findings", *names])
+    studies = studies.append_column("findings", rows["findings"])
+    for name in names:
+        studies = studies.append_column(_column(name), rows[name])
+    studies = studies.append_column("number", pa.array(range(len(studies)), pa.int64()))
+    if fold != "all":
+        keep = [fold_of(patient) == fold for patient in studies["patient_id"].to_pylist()]
+        studies = studies.filter(pa.array(keep))
+    if not len(studies):
+        raise AuditError(f"No study of split {split!r} is left with fold = {fold!r}. Raise studies.")
+    return studies
+
+
+def observed_set(dataset: Dataset, studies: pa.Table, *, split: str, size: int) -> ImageSet:
+    """The studies' own images."""
+    identity = {"format": FORMAT, "data": dataset.manifest.fingerprint, "split": split}
+    return _cut(studies, Views(), identity, name=split, size=size)
+
+
+def counterfactual_set(
+    dataset: Dataset,
+    studies: pa.Table,
+    *,
+    attribute: str,
+    identity: Mapping[str, Any],
+    nulls: int,
+    config: AuditJobConfig,
+) -> ImageSet:
+    """The studies whose level of the attribute is known, at each level and under null interventions.
+
+    Args:
+        dataset: Of the studies.
+        studies: From `study_table`.
+        attribute: Which attribute.
+        identity: All that decides what the generator makes.
+        nulls: Null interventions on each study.
+        config: Levels, split and limits.
+
+    Raises:
+        AuditError: If the attribute is none with levels, has one level, or too few patients of one.
+    """
+    levels = compared_levels(dataset, attribute, config)
+    known = studies.filter(pc.is_in(studies[_column(attribute)], pa.array(levels, pa.string())))
+    if not len(known):
+        raise AuditError(
+            f"Attribute {attribute!r}: no audited study has one of the levels {', '.join(levels)}. Choose "
+            "another attribute or split."
+        )
+    patients = encoded_patients(known["patient_id"].to_pylist(), size=len(known))
+    minimum = config.audit.minimum_patients
+    own = own_levels(known, attribute, levels)
+    checked_groups(
+        attribute, own, levels, patients, minimum_patients=minimum, setting="audit.minimum_patients"
+    )
+    views = Views(attribute, levels, nulls)
+    whole = {
+        "format": FORMAT,
+        "data": dataset.manifest.fingerprint,
+        "split": config.split,
+        "attribute": attribute,
+        "levels": list(levels),
+        "nulls": nulls,
+        "seed": config.seed,
+        **identity,
+    }
+    return _cut(known, views, whole, name=attribute, size=config.chunk_studies)
+
+
+def compared_levels(dataset: Dataset, attribute: str, config: AuditJobConfig) -> tuple[str, ...]:
+    """The levels of an attribute that are compared.
+
+    Raises:
+        AuditError: If there are not two, or one is none of the data's.
+    """
+    if ATTRIBUTES.get(attribute) != "categorical":
+        options = ", ".join(name for name, kind in ATTRIBUTES.items() if kind == "categorical")
+        raise AuditError(
+            f"Attribute {attribute!r} has no levels to compare. Attributes that have: {options}. Of a "
+            "continuous one such as age, dose_response takes scores at doses."
+        )
+    there = dataset.manifest.vocabulary.get(attribute, ())
+    chosen = config.levels.get(attribute, there)
+    unknown = [level for level in chosen if level not in there]
+    if unknown:
+        raise AuditError(
+            f"levels.{attribute} names {', '.join(unknown)}, which the data do not have. They have: "
+            f"{', '.join(there) or 'none'}."
+        )
+    if len(set(chosen)) < 2:
+        raise AuditError(
+            f"Attribute {attribute!r} has {len(set(chosen))} level(s) here "
+            f"({', '.join(chosen) or 'none'}); an "
+            "audit compares two or more. Choose another attribute, or data where it differs."
+        )
+    return tuple(chosen)
+
+
+def own_levels(studies: pa.Table, attribute: str, levels: Sequence[str]) -> NDArray[np.int64]:
+    """``[N]`` position of each study's own level."""
+    return np.array(
+        [levels.index(value) for value in studies[_column(attribute)].to_pylist()], dtype=np.int64
+    )
+
+
+def labels_of(studies: pa.Table, finding: str) -> Floats:
+    """``[N]`` labels 1, 0 or NaN where it is not known, uncertain, or the data have no such finding."""
+    values = [row.get(finding) for row in studies["findings"].to_pylist()]
+    return np.array([float(value) if value in (0, 1) else np.nan for value in values])
+
+
+def _column(attribute: str) -> str:
+    """Name of an attribute's column: the place of a study has a ``group`` of its own."""
+    return f"attribute.{attribute}"
+
+
+def _cut(studies: pa.Table, views: Views, identity: Mapping[str, Any], *, name: str, size: int) -> ImageSet:
+    """Chunks by position in the split, so that more studies leave earlier chunks as they are."""
+    base = _digest(identity)
+    group = np.asarray(studies["number"].to_pylist()) // size
+    places = studies.select(["image_id", "patient_id", "file", "group", "row", "number"])
+    chunks = []
+    for number in np.unique(group):
+        part = places.filter(pa.array(group == number))
+        checksum = _digest({"set": base, "images": part["image_id"].to_pylist()})
+        chunks.append(SetChunk(checksum[:32], f"{name}-{base[:8]}", views, part))
+    return ImageSet(tuple(chunks), studies)
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

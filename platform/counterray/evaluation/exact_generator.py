@@ -1,0 +1,71 @@
+"""The phantom's own causal model as a `Generator`: counterfactuals that are true by construction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from counterray.data.dataset import DatasetManifest
+from counterray.data.phantom.render import exact_scm
+from counterray.data.phantom.scm import VOCABULARY, pathology_variables
+from counterray.data.phantom.studies import parents_of
+from counterray.data.study import Batch
+from counterray.evaluation.metric import UnscorableError
+from counterray.models.generator import Edit, EditError
+
+ATTRIBUTES = ("sex", "group", "site", "scanner")
+"""Attributes with levels of the phantom's causal model."""
+
+
+class ExactGenerator:
+    """Implements `Generator` for phantom data: abducts the true noise, intervenes, renders.
+
+    Args:
+        manifest: Of the phantom dataset.
+        effect: ``direct`` holds findings and all other attributes, and lets anatomy follow; ``total`` lets
+            all follow by the causal graph: with ``group`` also site, scanner and findings.
+
+    Raises:
+        UnscorableError: If the data are no phantom's.
+    """
+
+    def __init__(self, manifest: DatasetManifest, *, effect: Literal["direct", "total"] = "direct") -> None:
+        if manifest.source != "phantom":
+            raise UnscorableError(
+                "Exact counterfactuals are known of phantom data; these are of source "
+                f"{manifest.source!r}. Give "
+                "the bundle of a generator."
+            )
+        self.image_size = manifest.image_size
+        self.finding_names: tuple[str, ...] = ()
+        self.levels: Mapping[str, tuple[str, ...]] = {
+            name: tuple(manifest.vocabulary[name]) for name in ATTRIBUTES if name in manifest.vocabulary
+        }
+        self.seeded = False
+        self._effect = effect
+        self._model = exact_scm(manifest.image_size)
+        self._vocabulary = {**VOCABULARY, **manifest.vocabulary}
+
+    def edit(self, batch: Batch, edit: Edit, *, seeds: Tensor, donor: Batch | None = None) -> Tensor:
+        """Counterfactuals ``[B, 1, H, W]``; see `Generator`.
+
+        Raises:
+            EditError: If the edit is by words, severity, donor or findings.
+            ValueError: If the images are not the phantom's own.
+        """
+        if edit.prompt or edit.severity or donor is not None or not edit.do:
+            raise EditError(
+                f"The exact generator sets attributes ({', '.join(self.levels)}) by do, such as sex=male."
+            )
+        codes = edit.require(self.finding_names, self.levels).codes(self.levels)
+        observed = parents_of(batch, self._vocabulary)
+        held = (*ATTRIBUTES, *pathology_variables()) if self._effect == "direct" else ()
+        do = {name: observed[name] for name in held}
+        for name, code in codes.items():
+            own = VOCABULARY[name].index(self.levels[name][code])
+            do[name] = torch.full((len(batch),), float(own), dtype=torch.float64)
+        known = {"image": batch.image.cpu(), **observed}
+        return self._model.counterfactual(known, do)["image"].float()
