@@ -64,8 +64,8 @@ class CounterfactualRequest(Intervention):
     model: ModelName
     """Which model makes it."""
     image: str = Field(min_length=1)
-    """The image file in base64: PNG, JPEG or DICOM. Over ``multipart/form-data`` it is the part ``image``, and
-    all else is JSON in the part ``request``."""
+    """The image file in base64: PNG, JPEG or DICOM. Over ``multipart/form-data`` it is the part ``image``,
+    and all else is JSON in the part ``request``."""
     observed: dict[str, float | str] | Literal["infer"] = "infer"
     """What is known of the image beside its pixels: attributes by level, findings by 0 or 1. ``infer`` lets
     the server's judges read from the image what the model needs."""
@@ -203,7 +203,8 @@ class AuditRequest(Message):
     """An audit, as ``python -m jobs audit`` runs it; all places are the server's own storage."""
 
     classifiers: tuple[str, ...] = Field(min_length=1, max_length=64)
-    """Bundles or ONNX files under the configured audit roots. No code, no pickles, nothing from the network."""
+    """Bundles or ONNX files under the configured audit roots. No code, no pickles, nothing from the
+    network."""
     generator: ModelName
     """Model that makes the counterfactuals, or ``exact`` on phantom data."""
     data: str

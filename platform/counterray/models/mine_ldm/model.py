@@ -12,7 +12,14 @@ from torch import Generator, Tensor, nn
 from counterray.diffusion.abduction import AbductionConfig
 from counterray.diffusion.inversion import invert
 from counterray.diffusion.likelihood import variational_bound
-from counterray.diffusion.sampling import SamplerConfig, initial_noise, noised, sample
+from counterray.diffusion.sampling import (
+    OnStep,
+    SamplerConfig,
+    initial_noise,
+    noised,
+    sample,
+    seen_as,
+)
 from counterray.diffusion.schedule import ScheduleConfig
 from counterray.models.mine_ldm.attributes import AttributeSpace
 from counterray.models.mine_ldm.denoiser import AttributeDenoiser
@@ -26,15 +33,14 @@ class AttributeNoise:
     """What an image is made of, apart from its attributes.
 
     Attributes:
-        latent: ``[B, C, h, w]`` from which images are made; noisy where a diffusion makes them.
+        latent: ``[B, C, h, w]`` from which images are made: the clean latent, or the noise that it is
+            inverted to.
         codes: ``[B, m]`` attributes that were observed, NaN where not known.
-        seeds: ``[B]`` long, of what is drawn on the way.
         residual: What decoding leaves out of the image ``[B, 1, H, W]``; ``None`` where that is not kept.
     """
 
     latent: Tensor
     codes: Tensor
-    seeds: Tensor
     residual: Tensor | None = None
 
 
@@ -58,12 +64,21 @@ class AttributeModel(Protocol):
         """Where it computes."""
         ...
 
-    def abduct(self, image: Tensor, codes: Tensor, *, seeds: Tensor) -> AttributeNoise:
+    def abduct(self, image: Tensor, codes: Tensor) -> AttributeNoise:
         """The noise of images ``[B, 1, H, W]`` with attributes ``[B, m]``."""
         ...
 
-    def render(self, noise: AttributeNoise, codes: Tensor) -> Tensor:
-        """Images ``[B, 1, H, W]`` in [-1, 1] of the noise under attributes ``[B, m]``."""
+    def render(
+        self, noise: AttributeNoise, codes: Tensor, *, seeds: Tensor, on_step: OnStep | None = None
+    ) -> Tensor:
+        """Images ``[B, 1, H, W]`` in [-1, 1] of the noise under attributes ``[B, m]``.
+
+        Args:
+            noise: Of B images.
+            codes: Their attributes.
+            seeds: ``[B]`` long, of what is drawn on the way.
+            on_step: Told of a sampler's steps and the images by then.
+        """
         ...
 
     def draw(self, codes: Tensor, generator: Generator) -> Tensor:
@@ -106,13 +121,14 @@ class ConditionalVAE(nn.Module):
         """Where it computes."""
         return next(self.parameters()).device
 
-    def abduct(self, image: Tensor, codes: Tensor, *, seeds: Tensor) -> AttributeNoise:
-        """Posterior means; nothing is drawn."""
-        mean = self.vae.encode(image.to(self.device), codes).mean
-        return AttributeNoise(mean, codes, seeds)
+    def abduct(self, image: Tensor, codes: Tensor) -> AttributeNoise:
+        """Posterior means."""
+        return AttributeNoise(self.vae.encode(image.to(self.device), codes).mean, codes)
 
-    def render(self, noise: AttributeNoise, codes: Tensor) -> Tensor:
-        """Decodes the same latent with other attributes."""
+    def render(
+        self, noise: AttributeNoise, codes: Tensor, *, seeds: Tensor, on_step: OnStep | None = None
+    ) -> Tensor:
+        """Decodes the same latent with other attributes; nothing is drawn."""
         return self.vae.decode(noise.latent, codes)
 
     def draw(self, codes: Tensor, generator: Generator) -> Tensor:
@@ -190,31 +206,40 @@ class MineLDM(nn.Module):
         """Images ``[B, 1, H, W]`` in [-1, 1] of standardised latents."""
         return self.vae.decode(self.vae.restore(latent))
 
-    def abduct(self, image: Tensor, codes: Tensor, *, seeds: Tensor) -> AttributeNoise:
-        """The latent as noisy as it is at t0, by fresh noise of each row's seed or by inversion."""
+    def abduct(self, image: Tensor, codes: Tensor) -> AttributeNoise:
+        """The latent: clean where noise is fresh, and inverted to the noise at t0 where it is not."""
         latent = self.encode(image)
-        if self.abduction.noise == "fresh":
-            noise = initial_noise(seeds, self.vae.latent_shape).to(self.device)
-            noisy = noised(self.schedule, self.sampler, latent, noise=noise, start=self.start)
-        else:
-            # Without guidance: it describes what is there (Mokady et al., 2023,
-            # https://arxiv.org/abs/2211.09794, section 3.1).
-            noisy = invert(
-                self.denoiser,
-                self.schedule,
-                self.sampler.model_copy(update={"guidance_scale": 1.0}),
-                self.denoiser.condition(codes),
-                latents=latent,
-                iterations=self.abduction.iterations,
-                start=self.start,
-            )
         residual = image.to(self.device) - self.decode(latent) if self.abduction.residual else None
-        return AttributeNoise(noisy, codes, seeds, residual)
+        if self.abduction.noise == "fresh":
+            return AttributeNoise(latent, codes, residual)
+        # Without guidance: it describes what is there (Mokady et al., 2023,
+        # https://arxiv.org/abs/2211.09794, section 3.1).
+        noisy = invert(
+            self.denoiser,
+            self.schedule,
+            self.sampler.model_copy(update={"guidance_scale": 1.0}),
+            self.denoiser.condition(codes),
+            latents=latent,
+            iterations=self.abduction.iterations,
+            start=self.start,
+        )
+        return AttributeNoise(noisy, codes, residual)
 
-    def render(self, noise: AttributeNoise, codes: Tensor) -> Tensor:
-        """Denoises from t0 under other attributes, and decodes."""
-        image = self.decode(self._sampled(noise.latent, codes, noise.seeds, start=self.start))
-        return image if noise.residual is None else (image + noise.residual).clamp(-1.0, 1.0)
+    def render(
+        self, noise: AttributeNoise, codes: Tensor, *, seeds: Tensor, on_step: OnStep | None = None
+    ) -> Tensor:
+        """Denoises from t0 under other attributes, and decodes; fresh noise is of each row's seed."""
+        noisy = noise.latent
+        if self.abduction.noise == "fresh":
+            fresh = initial_noise(seeds, self.vae.latent_shape).to(self.device)
+            noisy = noised(self.schedule, self.sampler, noisy, noise=fresh, start=self.start)
+
+        def finished(latent: Tensor) -> Tensor:
+            image = self.decode(latent)
+            return image if noise.residual is None else (image + noise.residual).clamp(-1.0, 1.0)
+
+        shown = None if on_step is None else seen_as(on_step, finished)
+        return finished(self._sampled(noisy, codes, seeds, start=self.start, on_step=shown))
 
     def draw(self, codes: Tensor, generator: Generator) -> Tensor:
         """Denoises pure noise from T."""
@@ -227,7 +252,15 @@ class MineLDM(nn.Module):
         condition = self.denoiser.condition(codes)
         return variational_bound(self.denoiser, self.schedule, self.encode(image), condition)
 
-    def _sampled(self, noise: Tensor, codes: Tensor, seeds: Tensor, *, start: int | None) -> Tensor:
+    def _sampled(
+        self,
+        noise: Tensor,
+        codes: Tensor,
+        seeds: Tensor,
+        *,
+        start: int | None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
         return sample(
             self.denoiser,
             self.schedule,
@@ -237,4 +270,5 @@ class MineLDM(nn.Module):
             seeds=seeds,
             null=self.denoiser.null(self.device),
             start=start,
+            on_step=on_step,
         )
