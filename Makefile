@@ -1,4 +1,5 @@
-# Set-up and the main jobs. `make demo` and `make test` are all that a new checkout needs.
+# Set-up and the main jobs. `make demo` and `make test` are all that a new checkout needs; `make serve` then puts
+# the demo's models online.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -6,7 +7,7 @@ STAMP  := $(VENV)/.ready
 DATA   ?= phantom
 ROOT   ?=
 
-.PHONY: setup demo test experiments s3 check clean
+.PHONY: setup demo serve test experiments s3 check clean
 
 setup: $(STAMP)
 
@@ -22,6 +23,9 @@ $(STAMP): requirements.lock pyproject.toml
 
 demo: setup
 	$(BIN)/python -m jobs demo --data $(DATA) $(if $(ROOT),--root "$(ROOT)")
+
+serve: setup
+	$(BIN)/python -m jobs serve
 
 test: setup
 	$(BIN)/python -m pytest

@@ -22,9 +22,11 @@ _BODIES: dict[str, type[BaseModel]] = {
 
 _REFERENCE = "#/components/schemas/"
 
-_DESCRIPTION = """Counterfactual chest radiographs, and audits by them. Every image is synthetic and no basis for a
-diagnosis. With `Accept: text/event-stream` a counterfactual comes as server-sent events: `preview` while it is
-made, then `answer`, or `problem`."""
+_DESCRIPTION = (
+    "Counterfactual chest radiographs, and audits by them. Every image is synthetic and no basis for a "
+    "diagnosis. With `Accept: text/event-stream` a counterfactual comes as server-sent events: `preview` "
+    "while it is made, then `answer`, or `problem`."
+)
 
 
 def document(app: FastAPI) -> dict[str, Any]:
