@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from serve.noise_cache import Counts
 from serve.problems import ProblemError
-from serve.shared import Counts
 from serve.work import Kept, Made, Preview, Work
 
 

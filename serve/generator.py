@@ -23,9 +23,10 @@ from counterray.models.generator import generation_device
 from serve.backend import Found
 from serve.engine import AbandonedError, Engine
 from serve.jury import Jury
+from serve.noise_cache import Counts
 from serve.problems import ProblemError, problem_of
 from serve.settings import Settings
-from serve.shared import Counts, shared_actor
+from serve.shared import shared_actor
 from serve.work import Kept, Made, Preview, Work
 
 MODELS_PER_REPLICA = 3

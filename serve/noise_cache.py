@@ -32,6 +32,23 @@ class Entry(Generic[Kept]):
     nbytes: int
 
 
+@dataclass(frozen=True)
+class Counts:
+    """The cache in numbers.
+
+    Attributes:
+        entries: Abductions that are kept.
+        nbytes: Their memory [bytes].
+        hits: Abductions that were asked for and there, so far.
+        misses: Abductions that were asked for and not there.
+    """
+
+    entries: int
+    nbytes: int
+    hits: int
+    misses: int
+
+
 class NoiseCache(Generic[Kept]):
     """A bounded cache that forgets first what was used least recently, and everything in time.
 
@@ -85,6 +102,10 @@ class NoiseCache(Generic[Kept]):
         self.hits += 1
         self._entries.move_to_end(name)
         return entry
+
+    def counts(self) -> Counts:
+        """The cache in numbers."""
+        return Counts(len(self), self.nbytes, self.hits, self.misses)
 
     def sweep(self) -> None:
         """Forgets what has expired."""

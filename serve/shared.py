@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import ray
 
-from serve.noise_cache import Entry, NoiseCache
+from serve.noise_cache import Counts, Entry, NoiseCache
 from serve.settings import NoiseSettings
 from serve.work import Kept
 
@@ -27,23 +26,6 @@ FRESH_SECONDS = 30.0
 """How long a replica's word on its models counts; it gives it with every health check, each 10 s."""
 
 _SWEEP_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class Counts:
-    """The cache in numbers.
-
-    Attributes:
-        entries: Abductions that are kept.
-        nbytes: Their memory [bytes].
-        hits: Abductions that were asked for and there, since the actor started.
-        misses: Abductions that were asked for and not there.
-    """
-
-    entries: int
-    nbytes: int
-    hits: int
-    misses: int
 
 
 class Shared:
@@ -82,8 +64,7 @@ class Shared:
 
     async def counts(self) -> Counts:
         """The cache in numbers."""
-        cache = self.cache
-        return Counts(len(cache), cache.nbytes, cache.hits, cache.misses)
+        return self.cache.counts()
 
     async def _sweep(self) -> None:
         while True:
