@@ -156,7 +156,7 @@ class _Batch:
         check_observed(work.observed or {}, generator.finding_names, engine.levels)
 
     def _timed(self, stage: str, step: Callable[[list[int]], None], places: list[int]) -> None:
-        """Runs a step on groups that agree on the sampler; where a group fails, on each work alone."""
+        """Runs a step on groups that agree on sampler and kind; where a group fails, on each work alone."""
         started = time.perf_counter()
         for group in self._groups(places):
             try:
@@ -179,10 +179,11 @@ class _Batch:
             self.problems[place] = problem_of(error, doing=f"{stage} with {self.engine.name}")
 
     def _groups(self, places: list[int]) -> Iterator[list[int]]:
-        groups: dict[tuple[int | None, float | None], list[int]] = {}
+        groups: dict[tuple[int | None, float | None, bool], list[int]] = {}
         for place in places:
             if place not in self.problems:
-                groups.setdefault(self._sampling(place), []).append(place)
+                key = (*self._sampling(place), self.works[place].edit.anatomy_only)
+                groups.setdefault(key, []).append(place)
         yield from groups.values()
 
     def _sampling(self, place: int) -> tuple[int | None, float | None]:
@@ -210,7 +211,7 @@ class _Batch:
         ]
         findings, levels = engine.generator.finding_names, engine.levels
         batch = patients_of(images, known, findings=findings, levels=levels)
-        only = works[0].edit if all(work.edit.anatomy_only for work in works) else None
+        only = works[0].edit if works[0].edit.anatomy_only else None
         abduction = self._generator(places[0]).abduct(batch, only).to("cpu")
         for row, place in enumerate(places):
             self.kept[place] = Kept(
@@ -236,6 +237,7 @@ class _Batch:
     def _predict(self, places: list[int]) -> None:
         generator = self._generator(places[0])
         rows = [(place, seed) for place in places for seed in self.works[place].seeds]
+        greys: list[NDArray[np.uint8]] = []
         for start in range(0, len(rows), self.engine.rows):
             part = rows[start : start + self.engine.rows]
             abduction = Abduction.join([self.kept[place].abduction for place, _ in part])
@@ -247,8 +249,9 @@ class _Batch:
             )
             if not image.isfinite().all():
                 raise FloatingPointError("The generator made values that are not finite.")
-            for (place, _), one in zip(part, image, strict=True):
-                self.made.setdefault(place, []).append(to_grey(one, 8).astype(np.uint8))
+            greys += [to_grey(one, 8).astype(np.uint8) for one in image]
+        for (place, _), grey in zip(rows, greys, strict=True):
+            self.made.setdefault(place, []).append(grey)
 
     def _step(
         self, part: Sequence[tuple[int, int]], number: int, count: int, image: Callable[[], Tensor]

@@ -16,7 +16,12 @@ from typing import Any
 import ray
 import torch
 from ray import serve
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+    RequestCancelledError,
+)
 from ray.serve.handle import DeploymentHandle
 
 from counterray.models.generator import generation_device
@@ -210,12 +215,16 @@ class ServeBackend:
         return self.pools[self.settings.models[model].pool].options(multiplexed_model_id=model)
 
 
+_ENDED = (
+    *(ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.TaskCancelledError),
+    *(DeploymentUnavailableError, ReplicaUnavailableError, RequestCancelledError),
+)
+
+
 def _lost(error: Exception) -> ProblemError:
-    """The problem of a call that found no replica, or whose replica died."""
+    """The problem of a call that found no replica, or whose replica ended."""
     if isinstance(error, BackPressureError):
         return ProblemError("overloaded", "Too many requests wait for this model.")
-    if isinstance(error, ray.exceptions.RayActorError | ray.exceptions.WorkerCrashedError):
+    if isinstance(error, _ENDED):
         return ProblemError("unavailable", "The replica that had this request ended; nothing was made.")
-    if isinstance(error, ray.exceptions.TaskCancelledError | serve.exceptions.RequestCancelledError):
-        return ProblemError("unavailable", "The replica that had this request was stopped.")
     return problem_of(error, doing="reach a replica")

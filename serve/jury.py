@@ -61,10 +61,10 @@ class Jury:
         self.readers: list[Reader] = []
         for bundle in bundles:
             if bundle.stage == "demographic":
-                judges = demographic_judges(bundle)
+                judges = demographic_judges(bundle, device=device)
                 self.readers += [Reader(judge, attribute) for attribute, judge in judges.items()]
             elif bundle.stage in _FINDINGS:
-                self.readers.append(Reader(open_judge(bundle)))
+                self.readers.append(Reader(open_judge(bundle, device=device)))
             else:
                 raise ConfigError(
                     f"judges: the bundle {bundle.location.uri} is of stage {bundle.stage}, which gives no "

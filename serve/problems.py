@@ -94,7 +94,7 @@ KINDS: Mapping[str, Kind] = {
 """Every kind, by the last part of its type's path."""
 
 
-@dataclass
+@dataclass(eq=False)
 class ProblemError(Exception):
     """An error for the client.
 

@@ -38,7 +38,7 @@ class Shared:
     def __init__(self, settings: NoiseSettings) -> None:
         self.cache: NoiseCache[Kept] = NoiseCache(settings)
         self.held: dict[str, tuple[float, frozenset[str]]] = {}
-        self._sweeping = asyncio.get_event_loop().create_task(self._sweep())
+        self._sweeping: asyncio.Task[None] | None = None
 
     async def configure(self, settings: NoiseSettings) -> None:
         """Takes over the bounds of a server that was started anew."""
@@ -46,6 +46,8 @@ class Shared:
 
     async def put(self, kept: Kept, owner: str, model: str) -> tuple[str | None, datetime | None]:
         """See `NoiseCache.put`."""
+        if self._sweeping is None:
+            self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
         return self.cache.put(kept, owner=owner, model=model, nbytes=kept.nbytes)
 
     async def get(self, name: str, owner: str) -> Entry[Kept] | None:
@@ -87,4 +89,6 @@ def shared_actor(settings: NoiseSettings) -> Any:
         max_task_retries=1,
         max_concurrency=1000,
     )
-    return actor.remote(settings)
+    handle = actor.remote(settings)
+    handle.configure.remote(settings)
+    return handle

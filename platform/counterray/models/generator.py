@@ -140,7 +140,14 @@ class Abduction:
 
     @classmethod
     def join(cls, parts: Sequence[Abduction]) -> Abduction:
-        """One abduction of all rows of ``parts``, at least one, by the same generator."""
+        """One abduction of all rows of ``parts``, at least one, by the same generator.
+
+        Raises:
+            ValueError: If they keep different things, as for an only edit and for any.
+        """
+        kept = [set(part.tensors) for part in parts]
+        if any(names != kept[0] for names in kept):
+            raise ValueError(f"Abductions that keep different things cannot be joined: {kept}.")
         tensors = {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors}
         return cls(patients=Batch.join([part.patients for part in parts]), tensors=tensors)
 
