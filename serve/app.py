@@ -315,7 +315,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """What the framework itself refuses."""
     assert isinstance(error, HTTPException)
     kinds = {404: "not-found", 405: "method-not-allowed", 400: "unreadable-body"}
-    raise ProblemError(kinds.get(error.status_code, "internal"), f"{request.method}: {error.detail}.")
+    kind = kinds.get(error.status_code, "internal")
+    if isinstance(request.scope.get("endpoint"), StaticFiles):
+        kind = "not-found"  # The page's folder is asked for all that is no route.
+    raise ProblemError(kind, f"{request.method}: {error.detail}.")
 
 
 async def _not_valid(request: Request, error: Exception) -> Response:
