@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -54,6 +54,9 @@ logger = logging.getLogger(__name__)
 SCORING = ("classifier", "segmentor", "identity_encoder", "image_text_encoder", "demographic")
 """Stages whose bundles can score a generator."""
 
+READING_SET, READING_KEY = "reading_set", "reading_set_key.csv"
+"""What readers see, and what they must not."""
+
 FeatureStage = Literal["classifier", "identity_encoder", "image_text_encoder"]
 """Stages whose features images can be compared by."""
 
@@ -71,7 +74,7 @@ class EvaluateConfig(Config):
     """Studies to use at most, in stored order."""
     seed: int = Field(default=0, ge=0)
     """Seed of the donors' order and of the bootstrap."""
-    cycles: tuple[int, ...] = (1, 10)
+    cycles: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 10), min_length=1)
     """Numbers of repetitions for composition and reversibility."""
     law_studies: int = Field(default=64, ge=1)
     """Studies for composition and reversibility, which take many edits each."""
@@ -104,7 +107,13 @@ def evaluate(
     dataset, bundle = open_dataset(data), open_bundle(model)
     scorers = [open_bundle(uri) for uri in judges]
     _require_scorers(bundle, scorers)
+    _require_size(dataset, bundle, *scorers)
     place = resolve(out)
+    if config.reading_set and (place / READING_KEY).is_file():
+        raise EvaluationError(
+            f"{place.uri} holds a reading set and its key already, which readers' answers need. Give another "
+            "--out, leave out reading_set, or delete both."
+        )
     try:
         if bundle.method == "predictors":
             metrics, report = _judge_report(bundle, dataset, config)
@@ -158,8 +167,8 @@ def _generator_report(
     report = generator_report(
         evaluation,
         title=f"Counterfactuals of {bundle.stage}",
-        subtitle=f"This patient with that patient's {' and '.join(levels) or 'pathology'}, scored by judges "
-        "that trained apart.",
+        subtitle=f"This patient with that patient's {' and '.join(levels) or 'pathology'}"
+        + (", scored by judges that trained apart." if scorers and not _unchecked(bundle) else "."),
         manifest=dataset.manifest,
         facts=facts,
         bundles={bundle.stage: bundle.checksum, **{f"judge {s.stage}": s.checksum for s in scorers}},
@@ -209,9 +218,9 @@ def _text_condition(
 
 def _export(made: Counterfactuals, place: Location, config: EvaluateConfig) -> str:
     """Writes the reading set, and says where."""
-    folder, key = place / "reading_set", place / "reading_set_key.csv"
+    folder, key = place / READING_SET, place / READING_KEY
     items = export_reading_set(folder, key, made.source, made.image, made.asked, items=config.reading_set)
-    return f"{items} pairs in reading_set; their key in reading_set_key.csv, which readers must not see"
+    return f"{items} pairs in {READING_SET}; their key in {READING_KEY}, which readers must not see"
 
 
 def _judge_report(bundle: Bundle, dataset: Dataset, config: EvaluateConfig) -> tuple[dict[str, Any], Report]:
@@ -276,6 +285,16 @@ def _require_scorers(bundle: Bundle, scorers: Sequence[Bundle]) -> None:
             _require_apart(scorer, role, parent, opened)
 
 
+def _require_size(dataset: Dataset, *bundles: Bundle) -> None:
+    for bundle in bundles:
+        size = bundle.metadata.get("image_size")
+        if size != dataset.manifest.image_size:
+            raise EvaluationError(
+                f"{bundle.location.uri} works on images of {size} px; those of {dataset.location.uri} have "
+                f"{dataset.manifest.image_size} px. Ingest the data with image_size={size}."
+            )
+
+
 def _unchecked(bundle: Bundle) -> list[str]:
     """What the report says of judges of the losses that are gone."""
     gone = sorted({role for role, _, opened in _ancestors(bundle) if opened is None})
@@ -312,12 +331,13 @@ def _parent(role: str, parent: Mapping[str, Any]) -> Bundle | None:
 
 
 def _require_apart(scorer: Bundle, role: str, parent: Mapping[str, Any], opened: Bundle | None) -> None:
-    """Raises if a judge is that of a loss, or saw the same patients with the same seed."""
+    """Raises if a judge is that of a loss, saw the same patients, or is its like with the same seed."""
     same = scorer.checksum == parent["checksum"]
-    if not same and opened is not None and scorer.stage == opened.stage:
+    if opened is not None and opened.method == "predictors":
         trained = opened.config
         folds = {scorer.config["loader"]["fold"], trained["loader"]["fold"]}
-        same = scorer.config["seed"] == trained["seed"] or len(folds) == 1 or "all" in folds
+        same |= len(folds) == 1 or "all" in folds
+        same |= scorer.stage == opened.stage and scorer.config["seed"] == trained["seed"]
     if same:
         raise BundleError(
             f"The judge {scorer.location.uri} is not apart from the generator's loss {role!r}, so its scores "
