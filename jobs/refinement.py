@@ -31,9 +31,9 @@ def refine(config: RefineConfig, *, data: str, out: str) -> Mapping[str, Any]:
         out: The new dataset's folder or ``s3://`` URI.
 
     Returns:
-        ``dataset``, ``reports`` that describe the image, ``undescribed`` ones, ``refined`` (by the refiner asked for), ``fell_back`` by cause, ``cached``,
-        ``agreement`` (macro F1 of the ten commonest findings against the labels; NaN without labels),
-        ``fingerprint`` and the table's ``text``.
+        ``dataset``, ``reports`` that describe the image, ``undescribed`` ones, ``refined`` (by the refiner
+        asked for), ``fell_back`` by cause, ``cached``, ``agreement`` (macro F1 of the ten commonest findings
+        against the labels; NaN without labels), ``fingerprint`` and the table's ``text``.
 
     Raises:
         RefineError: If no endpoint is set for ``llm``, it refuses, or too many reports fell back.
