@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from counterray import catalog
 from counterray.config import Config, ConfigError, load
 from counterray.data.ingest import IngestConfig, ingest
+from counterray.evaluation.opening import require_settings
 from counterray.models.pathology_ldm.encoding import EncodeConfig
 from counterray.reports.transform import RefineConfig
 from counterray.storage import resolve
@@ -146,6 +147,8 @@ def run_pipeline(path: Path, config: PipelineConfig, *, root: str | None, out: s
     prepared = {
         name: prepare(path, stage) for name, stage in config.stages.items() if isinstance(stage, StageRun)
     }
+    generator, _ = catalog.make_training(prepared[config.generator])
+    require_settings(generator.name, config.evaluate.generation)
     data = f"{place}/{DATA}"
     manifest = ingest(config.ingest, root, data)
     studies = sum(int(split["studies"]) for split in manifest.counts.values())

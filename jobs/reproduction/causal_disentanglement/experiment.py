@@ -11,10 +11,13 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from counterray import catalog
-from counterray.config import Config, load, validate
+from counterray.config import Config, ConfigError, load, validate
 from counterray.data.ingest import IngestConfig
+from counterray.data.labels import FINDINGS
 from counterray.diffusion.noise_optimisation import NoiseOptimisationConfig
+from counterray.diffusion.schedule import ScheduleConfig, sampling_scheduler
 from counterray.evaluation.downstream import DownstreamConfig
+from counterray.evaluation.opening import require_settings
 from counterray.models.pathology_ldm.encoding import EncodeConfig
 from counterray.reports.transform import RefineConfig
 from jobs.pipeline import EncodeRun, StageRun, prepare
@@ -180,8 +183,9 @@ def make_plan(path: Path, config: Experiment) -> Plan:
         config: Its content.
 
     Raises:
-        ConfigError: If a setting of a training is unknown or refused.
+        ConfigError: If a setting of a training or of a measurement is unknown or refused.
     """
+    _require_measurable(config)
     stages: dict[str, StageRun | EncodeRun] = {}
     prepared: dict[str, dict[str, Any]] = {}
     models: dict[tuple[int, str], str] = {}
@@ -212,6 +216,25 @@ def make_plan(path: Path, config: Experiment) -> Plan:
             prepared[model] = prepare(path, config.pathology_ldm.run(seed, settings=arm.pathology_ldm))
             models[seed, name] = model
     return Plan(stages, prepared, models)
+
+
+def _require_measurable(config: Experiment) -> None:
+    """Finds before the trainings what the measurements after them would refuse."""
+    for name in config.chosen:
+        try:
+            require_settings("pathology_ldm", config.ablation[name].generation)
+        except ConfigError as error:
+            raise ConfigError(f"ablation.{name}.generation: {error}") from error
+    schedule = ScheduleConfig.model_validate(config.pathology_ldm.settings.get("schedule", {}))
+    try:
+        sampling_scheduler(schedule, "ddim", config.rare.optimise.steps)
+    except ValueError as error:
+        raise ConfigError(f"rare.optimise.steps: {error}") from error
+    unknown = sorted(set(config.downstream.findings) - set(FINDINGS))
+    if unknown:
+        raise ConfigError(
+            f"downstream.findings names {unknown[0]!r}, which is none of: {', '.join(FINDINGS)}."
+        )
 
 
 def _owners(config: Experiment, arm: str) -> tuple[str, str, str]:

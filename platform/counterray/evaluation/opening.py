@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from counterray.bundle import Bundle
-from counterray.config import ConfigError, validate
+from counterray.config import Config, ConfigError, validate
 from counterray.data.dataset import DatasetManifest
 from counterray.data.phantom.render import exact_scm
 from counterray.data.phantom.scm import VOCABULARY, swap_pathology
 from counterray.data.phantom.studies import parents_of
 from counterray.data.study import Batch
+from counterray.diffusion.sampling import SamplerConfig
 from counterray.evaluation.counterfactuals import Editor, editor, swap_editor
 from counterray.evaluation.generator import Exact
 from counterray.evaluation.metric import UnscorableError
@@ -124,6 +125,18 @@ _OPENERS: Mapping[str, _Opener] = {
     "mine_ldm": _Opener(_attribute_editor, _attribute_generator, words=None),
     "mine_vae": _Opener(_attribute_editor, _attribute_generator, words=None),
 }
+
+
+def require_settings(stage: str, settings: GenerationSettings) -> None:
+    """Raises unless the generators of ``stage`` know all of ``settings``, before there is one.
+
+    Raises:
+        ConfigError: If a setting is unknown or refused.
+    """
+    known = {"pathology_ldm": GenerationConfig, "mine_ldm": AttributeGeneration}.get(stage, Config)
+    checked = validate(known, settings)
+    sampler = getattr(checked, "sampler", {})
+    validate(SamplerConfig, sampler)
 
 
 def open_editor(bundle: Bundle, settings: GenerationSettings | None = None, *, seed: int = 0) -> Editor:
