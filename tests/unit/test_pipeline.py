@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from counterray.config import ConfigError, validate
-from jobs.pipeline import PipelineConfig
+from jobs.pipeline_config import PipelineConfig
 
 STAGES: dict[str, dict[str, Any]] = {
     "text": {"config": "text.yaml"},
@@ -50,10 +50,10 @@ def test_a_bundle_is_no_dataset():
         pipeline({"next": {"config": "a.yaml", "data": "gsvae"}})
 
 
-@pytest.mark.parametrize("name", ["data", "refined", "report"])
+@pytest.mark.parametrize("name", ["data", "refined", "report", "audit"])
 def test_a_stage_does_not_take_a_folder_that_the_pipeline_makes(name):
     with pytest.raises(
-        ConfigError, match=rf"stages\.{name}: .* folder of that name .* data, refined, report"
+        ConfigError, match=rf"stages\.{name}: .* folder of that name .* data, refined, report, audit"
     ):
         pipeline({name: {"config": "a.yaml"}})
 
