@@ -249,7 +249,10 @@ def _blocks(reader: BlockReader, *, endless: bool, cpus: float | None) -> Iterat
             for columns in segment.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1):
                 empty = 0 if len(columns["image"]) else empty + 1
                 if empty >= last:
-                    raise StorageError(f"loader.fold {reader.config.fold!r} and loader.confounding leave no study of this split.")
+                    raise StorageError(
+                        f"loader.fold {reader.config.fold!r} and loader.confounding leave no study of this "
+                        "split."
+                    )
                 yield columns
 
 
