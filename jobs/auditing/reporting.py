@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
@@ -12,6 +10,7 @@ from counterray.audits.report import AuditReport
 from counterray.audits.reporting.causes import CausalStatement
 from counterray.audits.reporting.gallery import Example, Pick, most_affected
 from counterray.audits.reporting.results import AttributeResults
+from counterray.audits.scores import CounterfactualScores
 from counterray.bundle import code_version
 from counterray.evaluation.report import Cell
 from counterray.storage import Location
@@ -21,7 +20,6 @@ from jobs.auditing.planning import Plan
 from jobs.auditing.representation import cit_lr_beside
 from jobs.auditing.request import AuditJobConfig
 from jobs.auditing.result import AttributeAudit, AuditResult
-from jobs.auditing.scoring import Candidate
 from jobs.auditing.sets import SetChunk
 from jobs.generation.selection import read_batch
 
@@ -69,9 +67,8 @@ def report_of(
         results=[_results(one, source, config, salt) for one in result.attributes.values()],
         refused=result.refused,
         warnings=result.warnings,
-        classifiers={one.name: _described(one, result) for one in result.candidates},
         facts=_facts(source, plan),
-        bundles=_bundles(source, jury),
+        bundles=_bundles(source, jury, result),
         config=config.model_dump(mode="json", exclude={"audit"}),
     )
 
@@ -96,7 +93,9 @@ def _results(one: AttributeAudit, source: Source, config: AuditJobConfig, salt: 
     )
 
 
-def _example(scores: Any, pick: Pick, one: AttributeAudit, source: Source, salt: bytes) -> Example:
+def _example(
+    scores: CounterfactualScores, pick: Pick, one: AttributeAudit, source: Source, salt: bytes
+) -> Example:
     number = one.images.studies["number"][one.kept[pick.individual]].as_py()
     [chunk] = [each for each in one.images.chunks if number in each.studies["number"].to_pylist()]
     row = chunk.studies["number"].to_pylist().index(number)
@@ -116,17 +115,6 @@ def _observed(source: Source, chunk: SetChunk, row: int) -> Tensor:
     return read_batch(source.dataset, chunk.studies.slice(row, 1)).image[0]
 
 
-def _described(candidate: Candidate, result: AuditResult) -> dict[str, Any]:
-    settings = candidate.config
-    return {
-        "kind": settings.kind,
-        "fingerprint": candidate.fingerprint,
-        "findings": list(candidate.findings),
-        "threshold": settings.threshold.model_dump(mode="json"),
-        "thresholds": {target.finding: target.threshold for target in result.targets.get(candidate.name, ())},
-    }
-
-
 def _facts(source: Source, plan: Plan) -> dict[str, Cell]:
     manifest, config, said = source.dataset.manifest, source.config, source.identity()
     made = said["generator"]
@@ -143,9 +131,9 @@ def _facts(source: Source, plan: Plan) -> dict[str, Cell]:
     }
 
 
-def _bundles(source: Source, jury: Jury) -> Mapping[str, str]:
-    """Role to checksum: the generator, what it was made of, and the judges."""
-    found: dict[str, str] = {}
+def _bundles(source: Source, jury: Jury, result: AuditResult) -> dict[str, str]:
+    """Role to checksum: classifiers, the generator, what it was made of, and the judges."""
+    found = {f"classifier {one.name} ({one.config.kind})": one.fingerprint for one in result.candidates}
     if source.bundle is not None:
         found["generator"] = source.bundle.checksum
         parents = source.bundle.manifest["parents"]

@@ -238,7 +238,8 @@ def test_the_report_has_all_of_it_and_names_nobody(dataset, tmp_path):
         assert "none of them is among" in text
         assert "no finite numbers" in text
         assert dataset.manifest.fingerprint in text
-    assert said["classifiers"][BRIGHT]["fingerprint"] == roll.candidates[0].fingerprint
+    assert said["bundles"][f"classifier {BRIGHT} (function)"] == roll.candidates[0].fingerprint
+    assert f"Thresholds of {BRIGHT}" in page
     assert said["refused"]["classifiers"][BIRDS] in result.refused["classifiers"][BIRDS]
     studies = plan.observed.studies
     names = {*studies["patient_id"].to_pylist(), *studies["image_id"].to_pylist()}

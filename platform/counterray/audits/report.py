@@ -43,9 +43,8 @@ class AuditReport:
         refused: Kind (``classifiers``, ``attributes``, ``targets``) to the name of each that was not audited,
             to the reason.
         warnings: What a reader must know before the verdicts.
-        classifiers: Name of each that was audited to its kind, checksum, findings and thresholds.
         facts: Code version, data fingerprint, generator, seeds and the like; no identifiers.
-        bundles: Role of each network (classifier, generator, judge) to its checksum.
+        bundles: Role of each network (classifiers, generator, judges) to its checksum.
         config: The resolved configuration of the audit.
         limits: Further paragraphs on what the numbers do not say.
 
@@ -58,7 +57,6 @@ class AuditReport:
     doses: Sequence[DoseResults] = ()
     refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     warnings: Sequence[str] = ()
-    classifiers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     facts: Mapping[str, Cell] = field(default_factory=dict)
     bundles: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -134,7 +132,6 @@ class AuditReport:
             "doses": [each.as_json() for each in self.doses],
             "refused": {kind: dict(reasons) for kind, reasons in self.refused.items()},
             "warnings": list(self.warnings),
-            "classifiers": {name: dict(said) for name, said in self.classifiers.items()},
             "facts": {name: _plain(value) for name, value in self.facts.items()},
             "bundles": dict(self.bundles),
             "config": dict(self.config),
@@ -155,12 +152,24 @@ class AuditReport:
         )
 
     def _facts(self) -> dict[str, Cell]:
-        """The facts, and of each classifier what it is."""
-        described = {
-            f"Classifier {name}": "; ".join(f"{key} {_told(value)}" for key, value in said.items())
-            for name, said in self.classifiers.items()
+        """The facts, and of each classifier where it is cut."""
+        cuts = {
+            f"Thresholds of {name}": ", ".join(
+                f"{words(finding)} {cut:.3g}" for finding, cut in found.items()
+            )
+            for name, found in self._thresholds().items()
         }
-        return {**self.facts, **described}
+        return {**self.facts, **cuts}
+
+    def _thresholds(self) -> dict[str, dict[str, float]]:
+        """Classifier to finding to threshold."""
+        found: dict[str, dict[str, float]] = {}
+        audited = [each for one in self.results for audit in one.audits for each in audit.findings]
+        for target in [each.target for each in audited] + [
+            e.target for d in self.doses for e in d.audit.findings
+        ]:
+            found.setdefault(target.classifier, {})[target.finding] = target.threshold
+        return found
 
     def _settings(self) -> dict[str, Any]:
         """The configuration, and how each attribute was audited, with seeds."""
@@ -177,12 +186,6 @@ def _plain(value: Cell) -> str | float | int | dict[str, str] | None:
     if isinstance(value, Missing):
         return {"missing": value.reason}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _told(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_told(part)}" for name, part in value.items())
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _plural(count: int, noun: str) -> str:

@@ -278,7 +278,10 @@ def test_a_gate_says_how_sure_it_is_and_on_how_many_images():
     audit = counterfactual_effect(HAND, AuditConfig(minimum_patients=2, resamples=200), readings=[reading])
     report = report_of(results_of(HAND, audits=[audit]))
     assert "0.900 (0.850 to 0.940), 120 images" in text_of(report.html())
-    assert "effectiveness: open, 0.900 (0.850 to 0.940), 120 images (at least 0.8; judge: j)" in report.markdown()
+    assert (
+        "effectiveness: open, 0.900 (0.850 to 0.940), 120 images (at least 0.8; judge: j)"
+        in report.markdown()
+    )
     [gate, *_] = report.as_json()["attributes"][0]["audits"][0]["gates"]
     assert (gate["low"], gate["high"], gate["images"]) == (0.85, 0.94, 120)
 
