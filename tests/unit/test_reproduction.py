@@ -12,7 +12,7 @@ from counterray.data.dataset import DatasetManifest
 from counterray.data.study import Batch
 from counterray.evaluation.counterfactuals import Counterfactuals
 from counterray.evaluation.pictures import grey_picture
-from jobs.pipeline import EncodeRun, StageRun
+from jobs.pipeline_config import EncodeRun, StageRun
 from jobs.reproduction.bars import Bar, Spread, bars_table
 from jobs.reproduction.causal_disentanglement.experiment import Arm, make_plan, read_settings
 from jobs.reproduction.causal_disentanglement.pictures import picture_rows, pictures_section

@@ -20,7 +20,8 @@ from counterray.evaluation.downstream import DownstreamConfig
 from counterray.evaluation.opening import require_settings
 from counterray.models.pathology_ldm.encoding import EncodeConfig
 from counterray.reports.transform import RefineConfig
-from jobs.pipeline import EncodeRun, StageRun, prepare
+from jobs.pipeline import prepare
+from jobs.pipeline_config import EncodeRun, StageRun
 
 LOSS_JUDGES = ("pathology", "identity")
 """Judges that the losses look at."""

@@ -57,6 +57,20 @@ def test_flips_have_a_direction_and_cause_an_error():
     assert numbers("alarm_at_first") == 0
 
 
+@pytest.mark.parametrize("name", ["missed_at_first", "alarm_at_second", "up", "down", "up@male"])
+def test_a_rate_that_was_never_seen_has_no_interval_of_nothing(name):
+    still = scores_of(
+        np.full((1, 60, 2), 0.4) + np.linspace(0, 0.05, 60)[None, :, None],
+        own=np.arange(60) % 2,
+        labels=(np.arange(60) % 3 == 0)[None].astype(float),
+        levels=["female", "male"],
+    )
+    number = counterfactual_effect(still, config(), readings=[]).findings[0].numbers[name]
+    size = {"missed_at_first": 20, "alarm_at_second": 40, "up@male": 30}.get(name, 60)
+    assert (number.value, number.low) == (0, 0)
+    assert number.high == pytest.approx(1 - 0.025 ** (1 / size))  # Clopper and Pearson
+
+
 def test_flips_and_errors_by_observed_level():
     assert (numbers("flip@female"), numbers("flip@male")) == (1.0, 0.0)
     assert numbers("missed_at_second@female") == 1.0

@@ -19,6 +19,7 @@ from counterray.audits.equivalence import (
     equivalence_of_means,
     rate_below_margin,
     rate_interval,
+    rates_among,
     unseen,
 )
 from counterray.audits.errors import AuditError
@@ -67,6 +68,24 @@ def test_rates_of_independent_patients_are_those_of_the_exact_binomial(hits):
     assert (float(low), float(high)) == pytest.approx(expected, rel=1e-2)
     exact = binomtest(hits, 500, 0.05, alternative="less").pvalue
     assert rate_below_margin(means, 0.05) == pytest.approx(exact, rel=0.05)
+
+
+def test_rates_among_some_are_of_their_own_patients_alone():
+    seen, among = np.zeros((1, 1, 500), dtype=bool), np.zeros((1, 500), dtype=bool)
+    seen[..., :7] = seen[..., 400:] = True  # those from 400 on are not among whom the rate is about
+    among[:, :200] = True
+    value, low, high = (ends.item() for ends in rates_among(seen, among, np.arange(500)))
+    assert value == 7 / 200
+    assert (low, high) == pytest.approx(proportion_confint(7, 200, method="beta"), rel=1e-2)
+    of_patients = rates_among(np.repeat(seen, 2, -1), np.repeat(among, 2, -1), np.arange(500).repeat(2))
+    assert [ends.item() for ends in of_patients] == pytest.approx([value, low, high])
+
+
+def test_rates_among_one_patient_and_nobody():
+    seen, patients = np.array([[[True, False, False]]]), np.array([0, 0, 1])
+    one = rates_among(seen, np.array([[True, True, False]]), patients)
+    assert [ends.item() for ends in one] == [0.5, 0, 1]
+    assert np.isnan(rates_among(seen, np.zeros((1, 3), dtype=bool), patients)).all()
 
 
 def test_a_rate_that_was_never_seen_has_the_rule_of_three():

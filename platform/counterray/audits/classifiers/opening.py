@@ -130,5 +130,5 @@ def require_distinct(names: Sequence[str]) -> None:
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if twice:
         raise ClassifierError(
-            f"Two classifiers are called {twice[0]!r}. Describe one in a YAML file and give it another name:."
+            f"Two classifiers are called {twice[0]!r}. Describe one in a YAML file and give it another name."
         )
