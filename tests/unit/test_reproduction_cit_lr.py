@@ -31,6 +31,7 @@ SMALL = experiment("worlds=[linear]", "seeds=[0,1]", "strengths=[0,1]")
         ("strengths=[0.5]", "with 0 among them"),
         ("reference={linear: {magic: 1}}", "reference names 'magic'; methods: cit_lr_shipped"),
         ("calibration.null_generators=5", "greater than or equal to 19"),
+        ("phantom.pool=1000", r"pool = 1000 studies are too few to draw 400 \+ 200 anew"),
     ],
 )
 def test_settings_that_cannot_be_run_are_refused(override, message):
@@ -46,6 +47,12 @@ def test_what_does_not_decide_a_measurement_does_not_repeat_it():
     assert WorldRun(changed, "linear", 0).request("world") != world.request("world")
     assert world.folder == "seed-0/linear"
     assert CalibrationRun(SMALL, "power").folder == "calibration/power"
+    images = experiment("phantom.pool=5000")
+    for setting in SETTINGS:
+        same = CalibrationRun(SMALL, setting).request("calibration") == CalibrationRun(images, setting).request(
+            "calibration"
+        )
+        assert same != setting.startswith("phantom")
 
 
 def classifier(strength, eca, p, flip):
@@ -109,12 +116,18 @@ def test_rejections_by_strength():
 
 def test_bars():
     found = {bar.name: bar for bar in bars(SMALL, WORLDS, CALIBRATION)}
-    assert len(found) == 1 + 1 + 5 + 2 + 1
+    assert len(found) == 1 + 1 + 7 + 2 + 1
     assert all(bar.met for bar in found.values())
     time = next(bar for name, bar in found.items() if name.startswith("CPU time"))
     assert time.spread.mean == pytest.approx(2 / 55)
     still = next(bar for name, bar in found.items() if "exact generator, noise kept" in name)
-    assert "0.060 with ties broken at random, 0.000 as verdicts use it" in still.note
+    assert "0.000 [0.000, 0.009] as verdicts use it, 0.060 [0.039, 0.088] with ties broken at" in still.note
+    assert not any("against its own null interventions" in name for name in found)
+    # Where something moves, the p-value that verdicts use is what is held against the bar.
+    loud = {**CALIBRATION, "phantom_learned": CALIBRATION["phantom_learned"] | {"rejected": 0.08}}
+    assert [bar.name for bar in bars(SMALL, WORLDS, loud) if not bar.met] == [
+        "Type I error off 0.05: phantom, learned generator, against null generators"
+    ]
     missed = {**CALIBRATION, "power": CALIBRATION["power"] | {"rejected": 0.8}}
     assert not all(bar.met for bar in bars(SMALL, WORLDS, missed))
 
