@@ -9,7 +9,7 @@ from counterray.config import ConfigError
 from jobs.reproduction.cit_lr.experiment import METHODS, SETTINGS, CalibrationRun, WorldRun
 from jobs.reproduction.cit_lr.job import CitLrExperiment
 from jobs.reproduction.cit_lr.report import Outcome
-from jobs.reproduction.cit_lr.tables import bars, by_strength, correlation
+from jobs.reproduction.cit_lr.tables import bars, by_strength, correlation, distances
 from tests.conftest import ROOT
 
 FILE = ROOT / "jobs" / "configs" / "reproduce" / "cit_lr.yaml"
@@ -116,8 +116,10 @@ def test_rejections_by_strength():
 
 def test_bars():
     found = {bar.name: bar for bar in bars(SMALL, WORLDS, CALIBRATION)}
-    assert len(found) == 1 + 1 + 7 + 2 + 1
-    assert all(bar.met for bar in found.values())
+    assert len(found) == 1 + 1 + 4 + 7 + 2 + 1
+    earlier = {name for name in found if "off the earlier measurement's" in name}
+    assert all(bar.met for name, bar in found.items() if name not in earlier)
+    assert [found[name].met for name in earlier] == [None] * 4  # both seeds here are equal: no spread
     time = next(bar for name, bar in found.items() if name.startswith("CPU time"))
     assert time.spread.mean == pytest.approx(2 / 55)
     still = next(bar for name, bar in found.items() if "exact generator, noise kept" in name)
@@ -125,11 +127,24 @@ def test_bars():
     assert not any("against its own null interventions" in name for name in found)
     # Where something moves, the p-value that verdicts use is what is held against the bar.
     loud = {**CALIBRATION, "phantom_learned": CALIBRATION["phantom_learned"] | {"rejected": 0.08}}
-    assert [bar.name for bar in bars(SMALL, WORLDS, loud) if not bar.met] == [
+    assert [bar.name for bar in bars(SMALL, WORLDS, loud) if bar.met is False] == [
         "Type I error off 0.05: phantom, learned generator, against null generators"
     ]
     missed = {**CALIBRATION, "power": CALIBRATION["power"] | {"rejected": 0.8}}
-    assert not all(bar.met for bar in bars(SMALL, WORLDS, missed))
+    assert [bar.name for bar in bars(SMALL, WORLDS, missed) if bar.met is False] == [
+        "Power at a true mean |effect| of 0.05, n = 500"
+    ]
+
+
+def test_distances_from_the_earlier_measurement_by_hand():
+    other = measured(1)
+    other["classifiers"][2]["dp_welch"], other["classifiers"][3]["dp_welch"] = 0.8, 0.95
+    found = {seed["seed"]: correlation(seed, "dp_welch") for seed in (measured(0), other)}
+    # -log10 p: .046, 0, .097, .022 against 0, .01, .3, .5.
+    assert found == pytest.approx({0: 0.8, 1: 0.0})
+    [distance] = distances(SMALL, {"linear": [measured(0), other]})["dp_welch"].values()
+    # Mean 0.4, deviation 0.8 / √2; two seeds here and two there: √(1/2 + 1/2) = 1. Earlier it was 0.20.
+    assert distance == pytest.approx((0.4 - 0.20) / (0.8 / math.sqrt(2)))
 
 
 def test_the_tables_are_plain_json_and_the_page_shows_them():

@@ -65,8 +65,8 @@ PHANTOM: tuple[Setting, ...] = ("phantom_exact_redrawn", "phantom_learned", "pha
 class Calibration(Config):
     """How often the audit errs where the truth is known, over freshly drawn worlds."""
 
-    replicates: int = Field(default=800, ge=1)
-    """Worlds, each with one classifier, for each setting; a rate of 0.05 has a standard error of 0.008."""
+    replicates: int = Field(default=400, ge=1)
+    """Worlds, each with one classifier, for each setting; a rate of 0.05 has a standard error of 0.011."""
     individuals: int = Field(default=500, ge=100)
     """Individuals who are audited."""
     learning: int = Field(default=400, ge=100)

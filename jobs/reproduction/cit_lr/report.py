@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,8 @@ from counterray.evaluation.report import Card, Cards, Cell, Report, Section, Tab
 from counterray.evaluation.sections import provenance_section
 from jobs.reproduction.bars import Measured, bars_table, cell
 from jobs.reproduction.cit_lr.experiment import METHODS, SETTINGS, Experiment, Setting
-from jobs.reproduction.cit_lr.tables import bars, by_strength, correlations, seconds, share_text
+from jobs.reproduction.measuring import plain
+from jobs.reproduction.cit_lr.tables import bars, by_strength, correlations, distances, seconds, share_text
 
 _NOTICE = "Numbers of synthetic tables: no patient is behind them."
 
@@ -41,6 +43,7 @@ class Outcome:
                 for name, row in correlations(self.experiment, self.worlds).items()
             },
             "reference": {name: dict(row) for name, row in self.experiment.reference.items()},
+            "distances": plain(distances(self.experiment, self.worlds)),
             "by_strength": by_strength(self.experiment, self.worlds),
             "calibration": {
                 name: {key: value for key, value in measured.items() if key != "request"}
@@ -106,6 +109,10 @@ class Outcome:
             [name.replace("_", "-"), *(row.get(method) for method in METHODS)]
             for name, row in self.experiment.reference.items()
         ]
+        apart: list[list[Cell]] = [
+            [METHODS[method], *(_number(row.get(name)) for name in self.experiment.worlds)]
+            for method, row in distances(self.experiment, self.worlds).items()
+        ]
         columns = ["World", *METHODS.values()]
         return Section(
             "(a) Who orders classifiers by their true invariance?",
@@ -117,6 +124,12 @@ class Outcome:
                     "mean ± standard deviation over seeds.",
                 ),
                 Table(columns, before, "An earlier measurement with other draws, two seeds.", folded=True),
+                Table(
+                    ["Test", *(name.replace("_", "-") for name in self.experiment.worlds)],
+                    apart,
+                    "How far ours are from it, in standard errors of seed-to-seed spread.",
+                    folded=True,
+                ),
             ],
             "True ECA is simulated from the worlds' equations. 1 is a perfect order, 0 none.",
         )
@@ -207,6 +220,10 @@ class Outcome:
             [Table(["Part", "CPU-seconds a world"], rows)],
             "On one core: mean ± standard deviation over worlds and seeds.",
         )
+
+
+def _number(value: float | None) -> Cell:
+    return None if value is None or math.isnan(value) else value
 
 
 _LIMITS = [
