@@ -1,4 +1,4 @@
-"""CPU time of an audit's statistics for a pool of sixty classifiers: ``python tests/benchmarks/audit_statistics.py``.
+"""CPU time of an audit's statistics for sixty classifiers: ``python tests/benchmarks/audit_statistics.py``.
 
 Goal: on 1,000 individuals, bootstrap included, at most a fifth of the 55 CPU-seconds that the published
 program takes for a world of 60 models and n = 1,000. The peer in the same run is its test on the same pool,

@@ -49,9 +49,9 @@ def test_what_does_not_decide_a_measurement_does_not_repeat_it():
     assert CalibrationRun(SMALL, "power").folder == "calibration/power"
     images = experiment("phantom.pool=5000")
     for setting in SETTINGS:
-        same = CalibrationRun(SMALL, setting).request("calibration") == CalibrationRun(images, setting).request(
-            "calibration"
-        )
+        same = CalibrationRun(SMALL, setting).request("calibration") == CalibrationRun(
+            images, setting
+        ).request("calibration")
         assert same != setting.startswith("phantom")
 
 

@@ -49,9 +49,7 @@ def measure_calibration(run: CalibrationRun) -> dict[str, Any]:
     if run.setting in PHANTOM:
         findings = phantom_replicates(run.setting, run.experiment.phantom, settings, audit)
     else:
-        findings = [
-            replicate(run.setting, settings, audit, seed=seed) for seed in range(settings.replicates)
-        ]
+        findings = [replicate(run.setting, settings, audit, seed=seed) for seed in range(settings.replicates)]
     return {
         "setting": run.setting,
         "replicates": len(findings),

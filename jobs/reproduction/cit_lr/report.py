@@ -11,8 +11,8 @@ from counterray.evaluation.report import Card, Cards, Cell, Report, Section, Tab
 from counterray.evaluation.sections import provenance_section
 from jobs.reproduction.bars import Measured, bars_table, cell
 from jobs.reproduction.cit_lr.experiment import METHODS, SETTINGS, Experiment, Setting
-from jobs.reproduction.measuring import plain
 from jobs.reproduction.cit_lr.tables import bars, by_strength, correlations, distances, seconds, share_text
+from jobs.reproduction.measuring import plain
 
 _NOTICE = "Numbers of synthetic tables: no patient is behind them."
 
@@ -197,18 +197,20 @@ class Outcome:
         return Section(
             "(c) Calibration of the counterfactual audit",
             [
-                Table(["", "Replicates", "p ≤ 0.05", "ties at random", "δ test", "invariant", "depends"], rows),
+                Table(
+                    ["", "Replicates", "p ≤ 0.05", "ties at random", "δ test", "invariant", "depends"], rows
+                ),
                 Table(
                     ["Test", "Classifiers", "p ≤ 0.05"],
                     published,
-                    "Beside it: all tests on the pools' classifiers of strength 0, which share worlds and rows, "
-                    "so that the intervals are too narrow.",
+                    "Beside it: all tests on the pools' classifiers of strength 0, which share worlds and "
+                    "rows, so that the intervals are too narrow.",
                 ),
             ],
             "Shares of replicates with exact binomial 95 % intervals; in each a world, a classifier and its "
-            "audit are drawn anew, or on the phantom patients of one pool, a classifier and a generator. Where "
-            "nothing moves at all every permutation ties: the p-value that verdicts use is then 1, and only "
-            "with ties broken at random does it reach its nominal level.",
+            "audit are drawn anew, or on the phantom patients of one pool, a classifier and a generator. "
+            "Where nothing moves at all every permutation ties: the p-value that verdicts use is then 1, and "
+            "only with ties broken at random does it reach its nominal level.",
         )
 
     def _seconds(self) -> Section:
@@ -232,8 +234,9 @@ _LIMITS = [
     "it, and it is worth what the generator is worth.",
     "The learned generator is of the worlds' own linear form and is handed the root; an image's generator "
     "has neither advantage.",
-    "The errors of a learned generator are shared by all individuals. Against null generators its p-values keep "
-    "their level; against its own null interventions they need not, and the margins and gates have to answer.",
+    "The errors of a learned generator are shared by all individuals. Against null generators its p-values "
+    "keep their level; against its own null interventions they do not, and a small p-value, and with it the "
+    "verdict “depends”, may be the generator's doing.",
     "The paper lost the constants of its worlds: labels are redrawn here until both occur, and the strength "
     "of dependence is dialled by mixing features that the attribute touches with those that it does not.",
 ]

@@ -120,9 +120,7 @@ def test_accuracy_is_that_of_scikit_learn_and_of_fairlearn_by_level():
     changed = np.take_along_axis(decisions[0], 1 - scores.own[:, None], axis=1)[:, 0]
     found = expected_counterfactual_accuracy(decisions, own=scores.own, patients=np.arange(100))
     assert found.changed == pytest.approx([accuracy_score(kept, changed)])
-    frame = MetricFrame(
-        metrics=accuracy_score, y_true=kept, y_pred=changed, sensitive_features=scores.own
-    )
+    frame = MetricFrame(metrics=accuracy_score, y_true=kept, y_pred=changed, sensitive_features=scores.own)
     flips = audit_of(scores).findings[0].numbers
     for level in (0, 1):
         assert flips[f"flip@level {level}"].value == pytest.approx(1 - frame.by_group[level])
