@@ -87,7 +87,7 @@ class Calibration(Config):
 class PhantomCalibration(Config):
     """The same on the phantom, whose patients are drawn from one rendered pool."""
 
-    pool: int = Field(default=6000, ge=200)
+    pool: int = Field(default=4000, ge=200)
     """Studies that are rendered."""
     image_size: int = Field(default=32, ge=32)
     """Edge of the images [px]."""

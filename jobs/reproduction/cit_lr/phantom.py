@@ -24,10 +24,10 @@ from counterray.audits.image_worlds import youden_threshold
 from counterray.audits.scores import CounterfactualScores, Target
 from counterray.audits.worlds.generators import LevelRegression
 from counterray.causal.mechanism import Values
+from counterray.data.phantom.population import draw_population
 from counterray.data.phantom.randomness import SEED_LIMIT
 from counterray.data.phantom.render import Renderer
 from counterray.data.phantom.scm import FINDING_NAMES, VOCABULARY
-from counterray.data.phantom.studies import make_batch, parents_of
 from counterray.evaluation.intervals import Floats
 from jobs.reproduction.cit_lr.experiment import PhantomCalibration
 
@@ -63,11 +63,11 @@ class PhantomPool:
     @classmethod
     def render(cls, settings: PhantomCalibration, *, exact: bool) -> PhantomPool:
         """Draws the pool; ``exact`` also draws it at each level with other noise."""
-        batch = make_batch(settings.pool, settings.image_size, settings.seed)
+        population = draw_population(settings.seed, 0, settings.pool, image_size=settings.image_size)
         random = np.random.default_rng(settings.seed)
-        people, who = np.unique(batch.patient_ids, return_inverse=True)
+        people, who = np.unique(population.patient, return_inverse=True)
         own = random.integers(0, len(LEVELS), len(people))[who]
-        record = {**parents_of(batch), "group": torch.from_numpy(own.astype(np.float64))}
+        record = {**population.values, "group": torch.from_numpy(own.astype(np.float64))}
         redrawn = [
             _drawn(record, level, settings.image_size, random)
             for level in ((0 * own, 0 * own + 1, own) if exact else ())
@@ -81,7 +81,7 @@ class PhantomPool:
             own=own,
             covariates=np.concatenate([continuous, one_hot], axis=1),
             ill=(record[f"severity.{settings.finding}"].numpy() > 0).astype(np.int64),
-            patients=tuple(batch.patient_ids),
+            patients=tuple(f"{patient:06d}" for patient in population.patient),
         )
 
 
