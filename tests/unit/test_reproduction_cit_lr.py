@@ -84,7 +84,7 @@ def rates(setting):
         "replicates": 400,
         "rejected": 0.0 if setting.endswith("abducted") else 0.95 if setting == "power" else 0.05,
         "rejected_randomised": 0.06,
-        "rejected_delta": 0.05,
+        "rejected_delta": None if setting in ("learned_without_graph", "phantom_learned") else 0.05,
         "invariant": 0.03,
         "depends": 0.01,
         "request": {},

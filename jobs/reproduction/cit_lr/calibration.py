@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -55,7 +56,9 @@ def measure_calibration(run: CalibrationRun) -> dict[str, Any]:
         "replicates": len(findings),
         "rejected": _share([found.p_value <= ALPHA for found in findings]),
         "rejected_randomised": _share([found.p_randomised <= ALPHA for found in findings]),
-        "rejected_delta": _share([found.p_delta <= ALPHA for found in findings]),
+        "rejected_delta": _share([found.p_delta <= ALPHA for found in findings])
+        if all(math.isfinite(found.p_delta) for found in findings)
+        else math.nan,  # of null generators there is no such test
         "invariant": _share([found.verdict == "invariant" for found in findings]),
         "depends": _share([found.verdict == "depends" for found in findings]),
     }

@@ -187,7 +187,8 @@ class Outcome:
         for setting, words in SETTINGS.items():
             measured = self.calibration[setting]
             count = measured["replicates"]
-            rows.append([words, count, *(share_text(measured[key], count) for key in keys)])
+            shares = (measured[key] for key in keys)
+            rows.append([words, count, *(s if s is None else share_text(s, count) for s in shares)])
         invariant = by_strength(self.experiment, self.worlds)[0]
         count = invariant["classifiers"]
         published: list[list[Cell]] = [
