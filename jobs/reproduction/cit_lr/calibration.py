@@ -54,11 +54,9 @@ def measure_calibration(run: CalibrationRun) -> dict[str, Any]:
     return {
         "setting": run.setting,
         "replicates": len(findings),
-        "rejected": _share([found.p_value <= ALPHA for found in findings]),
-        "rejected_randomised": _share([found.p_randomised <= ALPHA for found in findings]),
-        "rejected_delta": _share([found.p_delta <= ALPHA for found in findings])
-        if all(math.isfinite(found.p_delta) for found in findings)
-        else math.nan,  # of null generators there is no such test
+        "rejected": _rejected([found.p_value for found in findings]),
+        "rejected_randomised": _rejected([found.p_randomised for found in findings]),
+        "rejected_delta": _rejected([found.p_delta for found in findings]),
         "invariant": _share([found.verdict == "invariant" for found in findings]),
         "depends": _share([found.verdict == "depends" for found in findings]),
     }
@@ -170,6 +168,11 @@ def _with_effect(
         intervened=np.tensordot(weights, scores.intervened, axes=1)[None],
         placebo=np.tensordot(weights, scores.placebo, axes=1)[None],
     )
+
+
+def _rejected(p_values: list[float]) -> float:
+    """Share up to 0.05; NaN where there is no such test, as with null generators."""
+    return _share([p <= ALPHA for p in p_values]) if all(map(math.isfinite, p_values)) else math.nan
 
 
 def _share(hits: list[bool]) -> float:
