@@ -83,9 +83,11 @@ def distances(
     """
     found = correlations(experiment, worlds)
     seeds = len(experiment.seeds)
-    result = {}
+    result: dict[str, dict[str, float]] = {}
     for method in METHODS:
-        known = {name: row[method] for name, row in experiment.reference.items() if method in row}
+        known: dict[str, float] = {
+            name: row[method] for name, row in experiment.reference.items() if method in row
+        }
         spreads = [found[name][method] for name in known if name in found]
         if not spreads:
             continue
