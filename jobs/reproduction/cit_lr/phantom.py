@@ -11,7 +11,7 @@ Letters: M = studies of the pool, n = rows, S = edge of the images [px], Q = cov
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -121,7 +121,7 @@ def phantom_scores(
 class TintBlind:
     """Logistic regression on thumbnails of images without their parts along the pixel coordinates."""
 
-    model: LogisticRegression
+    model: Any
     threshold: float
 
     @classmethod
@@ -162,7 +162,7 @@ def _learned(
     """
     rows = np.concatenate([learning, audited])
 
-    def changed(own: Codes) -> tuple[LevelRegression, Codes]:
+    def fitted(own: Codes) -> tuple[LevelRegression, Codes]:
         regression = LevelRegression(pool.covariates[learning], pool.observed[learning], own[: len(learning)])
         return regression, own[len(learning) :]
 
@@ -171,7 +171,7 @@ def _learned(
         change = regression.mean(covariates, asked) - regression.mean(covariates, own)
         return pool.observed[audited] + change
 
-    real, own = changed(pool.own[rows])
+    real, own = fitted(pool.own[rows])
     intervened = [moved(real, own, np.full(len(own), level)) for level in range(len(LEVELS))]
     if not null:
         return intervened, [moved(real, own, own)]
@@ -180,7 +180,7 @@ def _learned(
     by_patient[who] = pool.own[rows]
     placebo = []
     for _ in range(null):
-        regression, shuffled = changed(random.permutation(by_patient)[who])
+        regression, shuffled = fitted(random.permutation(by_patient)[who])
         placebo.append(moved(regression, shuffled, 1 - shuffled))
     return intervened, placebo
 
