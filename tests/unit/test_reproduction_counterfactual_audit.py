@@ -60,7 +60,9 @@ def test_judges_that_score_have_other_patients_and_another_seed_than_the_generat
     assert set(plan.stages) == set(plan.prepared)
     assert len(plan.stages) == 2 * 7
     for seed in (0, 7):
-        made = {name: plan.prepared[f"seed-{seed}/{name}"] for name in ("judge", "vae", "perturbation", "ldm")}
+        made = {
+            name: plan.prepared[f"seed-{seed}/{name}"] for name in ("judge", "vae", "perturbation", "ldm")
+        }
         assert {part["loader"]["fold"] for part in made.values()} == {"a"}
         assert {part["seed"] for part in made.values()} == {seed}
         for stage in ("classifier", "demographic", "identity_encoder"):
@@ -150,9 +152,7 @@ def test_an_untrained_generator_keeps_all_but_the_denoiser(bundles):
     for name, value in model.state_dict().items():
         same = torch.equal(value, other.state_dict()[name])
         assert same or name.startswith("denoiser.")
-    assert not torch.equal(
-        model.denoiser.embeddings["sex"].weight, other.denoiser.embeddings["sex"].weight
-    )
+    assert not torch.equal(model.denoiser.embeddings["sex"].weight, other.denoiser.embeddings["sex"].weight)
 
 
 def test_readings_of_the_renderer_and_of_images_of_others(bundles, individuals):
@@ -184,7 +184,9 @@ def test_a_pool_is_measured_and_what_cannot_be_told_is_not(bundles):
         "cit_lr.nuisance.epochs=5",
         "least_patients=2",
     )
-    judges = {stage: bundles[stage].location.uri for stage in ("classifier", "demographic", "identity_encoder")}
+    judges = {
+        stage: bundles[stage].location.uri for stage in ("classifier", "demographic", "identity_encoder")
+    }
     run = PoolRun(small, 0, bundles["ldm"].location.uri, judges)
     measured = {"seed": 0, **measure_pool(run)}
 
@@ -256,9 +258,7 @@ SEEDS = [
 
 def test_right_verdicts_are_counted_among_those_decided():
     learned = scores(SEEDS, 0.05)["learned"]
-    assert learned[0] == Score(
-        count=5, right=2, missed=1, alarms=1, inconclusive=1, cannot_tell=0, refused=0
-    )
+    assert learned[0] == Score(count=5, right=2, missed=1, alarms=1, inconclusive=1, cannot_tell=0, refused=0)
     assert (learned[0].decided, learned[0].accuracy) == (4, 0.5)
     assert learned[1].accuracy == 1.0
     assert total(learned).cannot_tell == 1

@@ -26,6 +26,7 @@ LOSS_JUDGES = ("pathology", "identity")
 SCORING_JUDGES = ("classifier", "segmentor")
 """Judges that score."""
 
+
 class Arm(Config):
     """One row of the ablation: what it changes of the shared trainings. Equal steps are run once."""
 

@@ -42,7 +42,7 @@ class Experiment(Config):
     ingest: IngestConfig
     """The data that generator and judges learn from."""
     judges: dict[str, Training]
-    """``judge`` of the loss, and the judges of `SCORING_JUDGES`; for the latter give patients (``loader.fold``)
+    """``judge`` of the loss, and those of `SCORING_JUDGES`; for the latter give patients (``loader.fold``)
     that the generator does not learn from."""
     vae: Training
     """Stage 1 of the generator."""

@@ -117,9 +117,7 @@ def _generators(
 def _audit(
     experiment: Experiment, pool: ImagePool, individuals: LevelImages, made: Counterfactuals, judges: Judges
 ) -> EffectAudit:
-    scores = image_pool_scores(
-        pool.classifiers, individuals, intervened=made.images, placebo=made.null
-    )
+    scores = image_pool_scores(pool.classifiers, individuals, intervened=made.images, placebo=made.null)
     readings = judges.readings(individuals, made.images)
     return counterfactual_effect(scores, experiment.audit, readings=readings)
 

@@ -151,8 +151,8 @@ class Outcome:
         return Section(
             "(b) Where it is wrong",
             tables,
-            "True size is the largest true effect in margins: invariant is below 1. The pair is the one whose "
-            "effect is furthest from the truth.",
+            "True size is the largest true effect in margins: invariant is below 1. The pair is the one "
+            "whose effect is furthest from the truth.",
         )
 
     def _gates_section(self) -> Section:
@@ -211,10 +211,10 @@ def _plain(found: Mapping[str, Sequence[Score]]) -> dict[str, Any]:
 
 
 _LIMITS = [
-    "The phantom's scanners differ by a tone curve, blur, noise and vignette: a real scanner differs by more, "
-    "and by things that no judge was trained to see.",
-    "Margins are the audit's own; classifiers whose true size is near 1 are near the line that the verdict "
-    "draws, where even exact counterfactuals of finitely many individuals are sometimes inconclusive.",
-    "Rerendered classifiers look at the true record beside the image: with learned counterfactuals only their "
-    "shortcut sees the generated image.",
+    "The phantom's scanners differ by a tone curve, blur, noise and vignette: a real scanner differs by "
+    "more, and by things that no judge was trained to see.",
+    "Margins are the audit's own; classifiers whose true size is near 1 are near the line that the "
+    "verdict draws, where even exact counterfactuals of so many individuals are sometimes inconclusive.",
+    "Rerendered classifiers look at the true record beside the image: with learned counterfactuals only "
+    "their shortcut sees the generated image.",
 ]

@@ -112,9 +112,7 @@ def scores(
     """Method to its score of each seed, over the classifiers for which ``where`` holds."""
     return {
         name: [
-            Score.of(
-                (row["truth"]["verdict"], word(row)) for row in seed["classifiers"] if where(row)
-            )
+            Score.of((row["truth"]["verdict"], word(row)) for row in seed["classifiers"] if where(row))
             for seed in seeds
         ]
         for name, word in words(alpha).items()
