@@ -46,8 +46,8 @@ class Experiment(Config):
     that the generator does not learn from."""
     vae: Training
     """Stage 1 of the generator."""
-    perturbation: Training
-    """Stage 2."""
+    perturbation: Training | None = None
+    """Stage 2, T_ξ; without, the generator is the baseline CLDM."""
     ldm: Training
     """Stage 3."""
     generation: dict[str, Any] = Field(default_factory=dict)
@@ -158,12 +158,14 @@ def make_plan(path: Path, config: Experiment) -> Plan:
     stages: dict[str, StageRun] = {}
     for seed in config.seeds:
         place = f"seed-{seed}"
-        judge, vae, perturbation = f"{place}/{LOSS_JUDGE}", f"{place}/vae", f"{place}/perturbation"
         for role, training in config.judges.items():
             own = seed if role == LOSS_JUDGE else seed + SCORING_SEED
             stages[f"{place}/{role}"] = training.run(own)
-        stages[vae] = config.vae.run(seed, inputs={"judge": judge})
-        stages[perturbation] = config.perturbation.run(seed, inputs={"vae": vae})
-        inputs = {"vae": vae, "perturbation": perturbation}
-        stages[f"{place}/ldm"] = config.ldm.run(seed, inputs=inputs)
+        stages[f"{place}/vae"] = config.vae.run(seed, inputs={"judge": f"{place}/{LOSS_JUDGE}"})
+        inputs = {"vae": f"{place}/vae"}
+        if config.perturbation is not None:
+            inputs["perturbation"] = f"{place}/perturbation"
+            stages[inputs["perturbation"]] = config.perturbation.run(seed, inputs={"vae": inputs["vae"]})
+        perturbed = {"perturbed": config.perturbation is not None}
+        stages[f"{place}/ldm"] = config.ldm.run(seed, inputs=inputs, settings=perturbed)
     return Plan(stages, {name: prepare(path, stage) for name, stage in stages.items()})
