@@ -41,8 +41,9 @@ def run_pipeline(path: Path, config: PipelineConfig, *, root: str | None, out: s
     prepared = {
         name: prepare(path, stage) for name, stage in config.stages.items() if isinstance(stage, StageRun)
     }
-    generator, _ = catalog.make_training(prepared[config.generator])
-    require_settings(generator.name, config.evaluate.generation)
+    if config.generator is not None:
+        generator, _ = catalog.make_training(prepared[config.generator])
+        require_settings(generator.name, config.evaluate.generation)
     data = f"{place}/{DATA}"
     manifest = ingest(config.ingest, root, data)
     studies = sum(int(split["studies"]) for split in manifest.counts.values())

@@ -22,29 +22,13 @@ from counterray.models.pathology_ldm.encoding import EncodeConfig
 from counterray.reports.transform import RefineConfig
 from jobs.pipeline import prepare
 from jobs.pipeline_config import EncodeRun, StageRun
+from jobs.reproduction.training import SCORING_SEED, Training
 
 LOSS_JUDGES = ("pathology", "identity")
 """Judges that the losses look at."""
 
 SCORING_JUDGES = ("classifier", "segmentor")
 """Judges that score."""
-
-SCORING_SEED = 1000
-"""What the seed of a judge that scores is ahead of its experiment's, so that it is no loss's judge."""
-
-
-class Training(Config):
-    """A training that arms share or start from."""
-
-    config: str
-    """Training YAML, relative to the experiment's file."""
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """Settings on top of it, by dotted name."""
-
-    def run(self, seed: int, **more: Any) -> StageRun:
-        """The training with a seed, and with ``settings``, ``inputs`` or ``data`` of its own."""
-        settings = {**self.settings, **more.pop("settings", {}), "seed": seed}
-        return StageRun(config=self.config, settings=settings, **more)
 
 
 class Arm(Config):
