@@ -79,7 +79,7 @@ def phantom_replicates(
     """Each of freshly drawn patients of one pool, with one classifier and its audit."""
     generator = _PHANTOM_GENERATORS[setting]
     pool = PhantomPool.render(phantom, exact=generator == "exact_redrawn")
-    findings = []
+    findings = list[PairFinding]()
     for seed in range(settings.replicates):
         scores = phantom_scores(pool, generator, phantom, seed=seed)
         audit = counterfactual_effect(scores, _of_replicate(config, settings, seed), readings=[])

@@ -98,7 +98,7 @@ def phantom_scores(
     classifier = TintBlind.fit(pool.observed[learning], pool.ill[learning])
     if generator == "exact_redrawn":
         images = pool.redrawn[:, audited]
-        intervened, placebo = images[:2], images[2:]
+        intervened, placebo = list(images[:2]), list(images[2:])
     else:
         null = settings.null_generators if generator == "learned" else 0
         intervened, placebo = _learned(pool, learning, audited, null, random)
