@@ -72,6 +72,13 @@ def test_judges_that_score_have_other_patients_and_another_seed_than_the_generat
     assert all(places[s] < places[name] for name, stage in plan.stages.items() for s in stage.needs)
 
 
+def test_without_its_second_stage_the_generator_is_the_baseline():
+    plan = make_plan(FILE, experiment("seeds=[0]", "perturbation=null"))
+    assert "seed-0/perturbation" not in plan.stages
+    assert plan.stages["seed-0/ldm"].inputs == {"vae": "seed-0/vae"}
+    assert plan.prepared["seed-0/ldm"]["perturbed"] is False
+
+
 def test_the_experiment_is_found_by_its_name():
     assert read_experiment(FILE, ["seeds=[3]"]).config.seeds == (3,)
 

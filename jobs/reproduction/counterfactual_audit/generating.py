@@ -59,7 +59,7 @@ def generated(
         asked = torch.randint(count, (count, size), generator=draws)
     seeds = torch.randint(2**62, (1 + nulls, size), generator=draws)
     images, null = torch.empty((count, *batch.image.shape)), []
-    for rows in torch.arange(size).split(AT_ONCE):
+    for rows in torch.arange(size).split(AT_ONCE):  # type: ignore[no-untyped-call]
         noise = model.abduct(batch.image[rows], codes[rows], seeds=seeds[0, rows])
         for level in range(count):
             target = codes[rows].clone()

@@ -13,6 +13,7 @@ from torch.nn.functional import cosine_similarity
 from counterray.audits.gates import Reading
 from counterray.audits.worlds.level_images import LevelImages
 from counterray.bundle import Bundle
+from counterray.evaluation.intervals import Floats
 from counterray.evaluation.judge import demographic_judges, open_judge
 from counterray.evaluation.pixel_error import mean_absolute_error
 from jobs.auditing.judging import gate_readings
@@ -48,7 +49,7 @@ class Judges:
         chunk = SetChunk(name="all", prefix="phantom", views=Views(name, levels), studies=studies)
         return gate_readings(said, ImageSet((chunk,), studies), self.labels, kept=range(len(own)))
 
-    def _said(self, individuals: LevelImages, image: Tensor, null: Tensor) -> dict[str, np.ndarray]:
+    def _said(self, individuals: LevelImages, image: Tensor, null: Tensor) -> dict[str, Floats]:
         """Of each image of a view what `gate_readings` goes by."""
         observed = individuals.batch.image
         others = [

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,7 +30,13 @@ from counterray.evaluation.intervals import Floats
 from counterray.models.mine_ldm.generator import GenerationConfig, open_ldm
 from counterray.models.mine_ldm.model import MineLDM
 from jobs.reproduction.counterfactual_audit.experiment import Experiment, PoolRun
-from jobs.reproduction.counterfactual_audit.generating import Counterfactuals, exact, generated, untrained
+from jobs.reproduction.counterfactual_audit.generating import (
+    AT_ONCE,
+    Counterfactuals,
+    exact,
+    generated,
+    untrained,
+)
 from jobs.reproduction.counterfactual_audit.judging import Judges
 
 logger = logging.getLogger(__name__)
@@ -59,9 +66,8 @@ def measure_pool(run: PoolRun) -> dict[str, Any]:
     audits = {}
     for name, make in _generators(run, model, individuals).items():
         made = _timed(seconds, f"images_{name}", make)
-        audits[name] = _timed(
-            seconds, f"audit_{name}", lambda made=made: _audit(experiment, pool, individuals, made, judges)
-        )
+        audit = partial(_audit, experiment, pool, individuals, made, judges)
+        audits[name] = _timed(seconds, f"audit_{name}", audit)
         logger.info("seed %d: audited with %s counterfactuals", run.seed, name)
     observed = image_pool_scores(pool.classifiers, individuals)
     tests = _timed(seconds, "tests", lambda: _tests(experiment, observed, individuals, model))
@@ -161,7 +167,7 @@ def _tests(
     """p-values of what sees observed images alone; ``None`` where a level has too few patients."""
     cut = np.array([target.threshold for target in scores.targets])[:, None]
     decisions = scores.observed >= cut
-    shared = {
+    shared: dict[str, Any] = {
         "attribute": scores.attribute,
         "levels": scores.levels,
         "minimum_patients": experiment.least_patients,
@@ -195,7 +201,8 @@ def _tests(
 @torch.no_grad()
 def _representation(model: MineLDM, individuals: LevelImages, components: int) -> Floats:
     """Z: the leading principal components of T(u), ``[N, components]``, of unit variance."""
-    parts = [model.encode(part) for part in individuals.batch.image.split(128)]
+    images = individuals.batch.image.split(AT_ONCE)  # type: ignore[no-untyped-call]
+    parts = [model.encode(part) for part in images]
     flat = torch.cat(parts).flatten(1).double().cpu().numpy()
     return np.asarray(PCA(components, whiten=True, random_state=0).fit_transform(flat), dtype=np.float64)
 
