@@ -2,8 +2,8 @@
 
 The attribute is ``group``, drawn by lot for each patient from its first two levels, so that nothing hangs on
 it but its own trace in the image: a tint, which is a multiple of the pixel's column. The classifier looks at
-images from which both pixel coordinates are projected out. It is invariant by construction, but for what
-rounding to grey levels lets through.
+images from which both pixel coordinates are projected out. It is invariant but for what rounding and clipping
+to grey levels let through.
 
 Letters: M = studies of the pool, n = rows, S = edge of the images [px], Q = covariates.
 """
