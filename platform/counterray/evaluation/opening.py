@@ -133,10 +133,9 @@ def require_settings(stage: str, settings: GenerationSettings) -> None:
     Raises:
         ConfigError: If a setting is unknown or refused.
     """
-    known = {"pathology_ldm": GenerationConfig, "mine_ldm": AttributeGeneration}.get(stage, Config)
-    checked = validate(known, settings)
-    sampler = getattr(checked, "sampler", {})
-    validate(SamplerConfig, sampler)
+    known: Mapping[str, type[Config]] = {"pathology_ldm": GenerationConfig, "mine_ldm": AttributeGeneration}
+    checked = validate(known.get(stage, Config), settings)
+    validate(SamplerConfig, getattr(checked, "sampler", {}))
 
 
 def open_editor(bundle: Bundle, settings: GenerationSettings | None = None, *, seed: int = 0) -> Editor:
