@@ -45,7 +45,8 @@ class Judges:
         views = [self._said(individuals, image, null) for image in (individuals.batch.image, *images)]
         said = {column: np.stack([view[column] for view in views]) for column in views[0]}
         own = [levels[code] for code in individuals.own]
-        studies = pa.table({f"attribute.{name}": own})
+        patients = list(individuals.batch.patient_ids)
+        studies = pa.table({f"attribute.{name}": own, "patient_id": patients})
         chunk = SetChunk(name="all", prefix="phantom", views=Views(name, levels), studies=studies)
         return gate_readings(said, ImageSet((chunk,), studies), self.labels, kept=range(len(own)))
 
