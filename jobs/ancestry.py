@@ -70,7 +70,6 @@ def trained_on(bundle: Bundle, *, fingerprint: str, split: str, fold: str) -> st
         )
     return (
         f"The bundle {bundle.location.uri} trained on fold {theirs!r} of the training split, whose fold "
-        f"{fold!r} is audited: on patients that it knows, numbers flatter it. Audit split=test, or a "
-        "fold that "
-        "it did not train on."
+        f"{fold!r} is audited: on patients that it knows, numbers flatter it. Audit split=test, or a fold "
+        "that it did not train on."
     )

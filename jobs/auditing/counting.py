@@ -29,8 +29,7 @@ def count(plan: Plan, source: Source, jury: Jury, roll: Roll, config: AuditJobCo
         if len(kept) < len(images.studies):
             warnings.append(
                 f"Attribute {attribute!r}: {len(images.studies) - len(kept)} of {len(images.studies)} "
-                "studies "
-                "are left out, as the generator could not make every image of them."
+                "studies are left out, as the generator could not make every image of them."
             )
         try:
             audited[attribute] = _of_attribute(

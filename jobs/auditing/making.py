@@ -73,9 +73,8 @@ class Source:
             if self.config.effect == "total":
                 raise GenerationError(
                     f"effect = total: the generator {self.bundle.location.uri} holds findings and other "
-                    "attributes, as no causal model of them is known. Set effect=direct, or audit "
-                    "phantom data "
-                    f"with --generator {EXACT}."
+                    "attributes, as no causal model of them is known. Set effect=direct, or audit phantom "
+                    f"data with --generator {EXACT}."
                 )
             return opened(self.bundle, self.dataset, _Settings(self.config))
         try:
