@@ -8,10 +8,10 @@ from typing import Any
 
 from counterray.data.dataset import DatasetManifest
 from counterray.evaluation.downstream import MEASURES, DownstreamUtility
-from counterray.evaluation.report import Block, Card, Cards, Cell, Report, Section, Table, Text
+from counterray.evaluation.report import Block, Cell, Report, Section, Table, Text
 from counterray.evaluation.sections import dataset_section, limits_section, provenance_section
 from counterray.evaluation.wording import SYNTHETIC_NOTICE, words
-from jobs.reproduction.bars import Bar, Measured, Spread, bars_table, cell
+from jobs.reproduction.bars import Bar, Measured, Spread, bars_section, cell
 from jobs.reproduction.causal_disentanglement.experiment import Experiment
 from jobs.reproduction.causal_disentanglement.pictures import pictures_section
 from jobs.reproduction.causal_disentanglement.tables import (
@@ -95,8 +95,6 @@ class Outcome:
 
     def report(self) -> Report:
         """The page."""
-        bars = self.bars()
-        met = sum(bool(bar.met) for bar in bars)
         report = Report(
             "Causal disentanglement, repeated on the phantom",
             f"The paper's ablation, its rare findings and its downstream comparison, where the truth is "
@@ -105,15 +103,7 @@ class Outcome:
             f"Made by counterray {self.facts.get('Code version', '')}.",
         )
         for section in (
-            Section(
-                "Bars",
-                [
-                    Cards([Card("Bars met", f"{met} of {len(bars)}")] if bars else []),
-                    bars_table(bars),
-                    Text([_MISSING] if not self.full else []),
-                ],
-                "Means over seeds against what was set out to be reached.",
-            ),
+            bars_section(self.bars(), Text([_MISSING] if not self.full else [])),
             self._ablation(),
             self._counterfactuals(),
             pictures_section(self.scores, {n: arm.label for n, arm in self.experiment.ablation.items()}),

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from counterray.evaluation.report import Card, Cards, Cell, Report, Section, Table, Text, format_number
+from counterray.evaluation.report import Cell, Report, Section, Table, Text, format_number
 from counterray.evaluation.sections import provenance_section
-from jobs.reproduction.bars import Measured, bars_table, cell
+from jobs.reproduction.bars import Measured, bars_section, cell
 from jobs.reproduction.cit_lr.experiment import METHODS, SETTINGS, Experiment, Setting
 from jobs.reproduction.cit_lr.tables import bars, by_strength, correlations, distances, seconds, share_text
 from jobs.reproduction.measuring import plain
@@ -69,9 +69,6 @@ class Outcome:
 
     def report(self) -> Report:
         """The page."""
-        found = bars(self.experiment, self.worlds, self.calibration)
-        met = sum(bool(bar.met) for bar in found)
-        against = self.contradictions()
         report = Report(
             "Counterfactual invariance, repeated on worlds whose truth is known",
             f"{len(self.experiment.worlds)} worlds, {len(self.experiment.seeds)} seeds: the published tests, "
@@ -80,14 +77,9 @@ class Outcome:
             f"Made by counterray {self.facts.get('Code version', '')}.",
         )
         for section in (
-            Section(
-                "Bars",
-                [
-                    Cards([Card("Bars met", f"{met} of {len(found)}")]),
-                    bars_table(found),
-                    Text(against, tone="warning"),
-                ],
-                "Means over seeds against what was set out to be reached.",
+            bars_section(
+                bars(self.experiment, self.worlds, self.calibration),
+                Text(self.contradictions(), tone="warning"),
             ),
             self._correlations(),
             self._strengths(),

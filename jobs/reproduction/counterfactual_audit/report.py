@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from counterray.evaluation.report import Card, Cards, Cell, Report, Section, Table, Text, format_number
+from counterray.evaluation.report import Cell, Report, Section, Table, Text, format_number
 from counterray.evaluation.sections import provenance_section
-from jobs.reproduction.bars import Measured, Spread, bars_table, cell
+from jobs.reproduction.bars import Measured, Spread, bars_section, cell
 from jobs.reproduction.counterfactual_audit.experiment import GENERATORS, Experiment
 from jobs.reproduction.counterfactual_audit.tables import (
     TESTS,
@@ -74,7 +74,6 @@ class Outcome:
 
     def report(self) -> Report:
         """The page."""
-        found = bars(self.seeds, self._alpha)
         pool = self.experiment.pool
         report = Report(
             f"Verdicts on classifiers whose dependence on {pool.attribute} is known",
@@ -83,15 +82,7 @@ class Outcome:
             f"Made by counterray {self.facts.get('Code version', '')}.",
         )
         for section in (
-            Section(
-                "Bars",
-                [
-                    Cards([Card("Bars met", f"{sum(bool(bar.met) for bar in found)} of {len(found)}")]),
-                    bars_table(found),
-                    Text(self.contradictions(), tone="warning"),
-                ],
-                "Means over seeds against what was set out to be reached.",
-            ),
+            bars_section(bars(self.seeds, self._alpha), Text(self.contradictions(), tone="warning")),
             self._verdicts(),
             self._mistakes(),
             self._gates_section(),
