@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 from counterray.audits.counterfactual_effect import counterfactual_effect
+from counterray.data.phantom.population import draw_population
 from jobs.reproduction.cit_lr.calibration import ALPHA, phantom_replicates
 from jobs.reproduction.cit_lr.experiment import Calibration, PhantomCalibration
 from jobs.reproduction.cit_lr.phantom import (
     PhantomPool,
     TintBlind,
+    _drawn,
     _drawn_patients,
     _learned,
     phantom_scores,
@@ -33,8 +35,19 @@ def test_the_classifier_is_blind_to_tints_and_to_nothing_else(pool):
     classifier = TintBlind.fit(pool.observed, pool.ill)
     scores = classifier.scores(pool.observed)
     assert classifier.scores(pool.observed + 0.3 * across - 0.2 * down) == pytest.approx(scores)
-    assert np.abs(classifier.scores(pool.observed + 0.1 * across * down) - scores).max() > 0.01
+    assert np.abs(classifier.scores(pool.observed + 0.4 * across * down) - scores).max() > 0.01
     assert scores[pool.ill == 1].mean() > scores[pool.ill == 0].mean() + 0.1
+
+
+def test_the_classifier_does_not_see_the_group_that_the_renderer_draws():
+    record = draw_population(1, 0, 200, image_size=32).values
+    none = np.zeros(200)
+    own, other = (_drawn(record, level, 32, None) for level in (none, none + 1))
+    ill = (record["severity.pleural_effusion"].numpy() > 0).astype(np.int64)
+    effects = TintBlind.fit(own, ill).scores(other) - TintBlind.fit(own, ill).scores(own)
+    # Rounding to grey levels moves each a little and their mean next to not at all; a clipped tint would.
+    assert 0 < np.abs(effects).mean() < 0.005
+    assert abs(effects.mean()) < 0.0005
 
 
 def test_levels_are_drawn_for_patients_and_nothing_else_hangs_on_them(pool):

@@ -87,8 +87,8 @@ class Calibration(Config):
 class PhantomCalibration(Config):
     """The same on the phantom, whose patients are drawn from one rendered pool."""
 
-    pool: int = Field(default=4000, ge=200)
-    """Studies that are rendered."""
+    pool: int = Field(default=12_000, ge=200)
+    """Studies that are rendered; many, since replicates that share patients are no replicates."""
     image_size: int = Field(default=32, ge=32)
     """Edge of the images [px]."""
     individuals: int = Field(default=200, ge=50)

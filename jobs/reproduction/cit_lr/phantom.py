@@ -1,9 +1,10 @@
 """Replicates on the phantom: a classifier and a generator fitted to some patients, other patients audited.
 
 The attribute is ``group``, drawn by lot for each patient from its first two levels, so that nothing hangs on
-it but its own trace in the image: a tint, which is a multiple of the pixel's column. The classifier looks at
-images from which both pixel coordinates are projected out. It is invariant but for what rounding and clipping
-to grey levels let through.
+it but its own trace in the image: a tint, which is a multiple of the pixel's column. The classifier sees
+nothing of the margins, where air and shoulders are clipped to black and white and the tint with them;
+constant and pixel coordinates are projected out of the rest. It is invariant but for the rounding to grey
+levels.
 
 Letters: M = studies of the pool, n = rows, S = edge of the images [px], Q = covariates.
 """
@@ -35,8 +36,11 @@ PhantomGenerator = Literal["exact_redrawn", "learned", "learned_alone"]
 
 LEVELS = VOCABULARY["group"][:2]
 
-_THUMBNAIL = 8
+_THUMBNAIL = 7
 """Edge of what the classifier looks at [cells]."""
+
+_MARGIN = 1 / 16
+"""Share of the columns at either side that clip in some patients; of the rows twice that, at the top."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ def phantom_scores(
 
 @dataclass(frozen=True)
 class TintBlind:
-    """Logistic regression on thumbnails of images without their parts along the pixel coordinates."""
+    """Logistic regression on thumbnails of images, their margins and what lies along coordinates left out."""
 
     model: Any
     threshold: float
@@ -139,15 +143,21 @@ class TintBlind:
 
 
 def _view(pixels: int) -> Floats:
-    """``[S², 64]``: both coordinates projected out, then means over cells."""
+    """``[S², 49]``: margins cut off, constant and coordinates projected out, then means over cells."""
     size = round(pixels**0.5)
-    place = (np.arange(size) + 0.5) / size - 0.5
-    coordinates = np.stack([np.tile(place, size), np.repeat(place, size)], axis=1)
-    directions = coordinates / np.linalg.norm(coordinates, axis=0)
-    cell = np.arange(size) * _THUMBNAIL // size
-    cells = np.eye(_THUMBNAIL**2)[(cell[:, None] * _THUMBNAIL + cell).ravel()]
+    margin = round(_MARGIN * size)
+    place = np.arange(size)
+    rows, columns = np.repeat(place, size), np.tile(place, size)
+    inner = np.flatnonzero((rows >= 2 * margin) & (columns >= margin) & (columns < size - margin))
+    edge = size - 2 * margin
+    coordinates = np.stack([rows, columns], axis=1)[inner] - size / 2
+    directions, _ = np.linalg.qr(np.column_stack([np.ones(len(inner)), coordinates]))
+    down, across = rows[inner] - 2 * margin, columns[inner] - margin
+    cell = (down * _THUMBNAIL // edge) * _THUMBNAIL + across * _THUMBNAIL // edge
+    cells = np.eye(_THUMBNAIL**2)[cell]
     means = cells / cells.sum(axis=0)
-    view: Floats = means - directions @ (directions.T @ means)
+    view = np.zeros((pixels, _THUMBNAIL**2))
+    view[inner] = means - directions @ (directions.T @ means)
     return view
 
 
