@@ -162,18 +162,19 @@ def _generator_report(
         facts["Images compared by"] = f"features of the judge {config.features}"
     if config.reading_set:
         facts["Reading set"] = _export(evaluation.counterfactuals, place, config)
+    unchecked = _unchecked(bundle)
     report = generator_report(
         evaluation,
         title=f"Counterfactuals of {bundle.stage}",
         subtitle=f"This patient with that patient's {' and '.join(levels) or 'pathology'}"
-        + (", scored by judges that trained apart." if scorers and not _unchecked(bundle) else "."),
+        + (", scored by judges that trained apart." if scorers and not unchecked else "."),
         manifest=dataset.manifest,
         facts=facts,
         bundles={bundle.stage: bundle.checksum, **{f"judge {s.stage}": s.checksum for s in scorers}},
         config=bundle.config,
         judges=by_judge,
         records={scored.stage: _training_log(scored) for scored in (bundle, *scorers)},
-        limits=_unchecked(bundle),
+        limits=unchecked,
         condition=condition,
     )
     values = as_json(evaluation.metrics)

@@ -120,30 +120,59 @@ class Jury:
 
     def _said(self, chunk: SetChunk, image: Tensor, *, observed: Tensor, null: Tensor) -> dict[str, Tensor]:
         """Column of `JUDGED_SCHEMA` to values ``[N]`` or ``[N, K]``."""
-        said = {"composition": mean_absolute_error(image, observed)}
-        identity, classifier = self._judges.get("identity_encoder"), self._judges.get("classifier")
-        if identity is not None:
-            said["identity"] = cosine_similarity(identity.scores(image), identity.scores(observed))
-        if classifier is not None:
-            moved = classifier.scores(image) - classifier.scores(null)
-            said["findings"] = moved.abs().mean(dim=1)
-        others = [
-            0.5 * (judge.scores(image) - judge.scores(null)).abs().sum(dim=1)
-            for attribute, judge in self._attributes.items()
-            if attribute != chunk.views.attribute
-        ]
-        if others:
-            said["others"] = torch.stack(others).amax(dim=0)
-        reading = self._attributes.get(chunk.views.attribute)
-        if reading is not None:
-            vocabulary = self.source.dataset.manifest.vocabulary[chunk.views.attribute]
-            columns = [vocabulary.index(level) for level in chunk.views.levels]
-            said["read"] = reading.scores(image)[:, columns]
-        return {name: values.double().cpu() for name, values in said.items()}
+        attribute, levels = chunk.views.attribute, chunk.views.levels
+        said = judged(
+            self._judges, self._attributes, image, attribute=attribute, observed=observed, null=null
+        )
+        if "read" in said:
+            vocabulary = self.source.dataset.manifest.vocabulary[attribute]
+            said["read"] = said["read"][:, [vocabulary.index(level) for level in levels]]
+        return said
 
     def labels(self) -> dict[str, str]:
         """Stage to the judge's name and short checksum."""
         return {stage: f"{stage}:{bundle.checksum[:8]}" for stage, bundle in self.bundles.items()}
+
+
+def judged(
+    judges: Mapping[str, Judge],
+    attributes: Mapping[str, Judge],
+    image: Tensor,
+    *,
+    attribute: str,
+    observed: Tensor,
+    null: Tensor,
+) -> dict[str, Tensor]:
+    """What judges say of images ``[N, 1, S, S]``, for `gate_readings`; nothing of judges that are not there.
+
+    Args:
+        judges: ``classifier`` and ``identity_encoder``.
+        attributes: Attribute to its judge.
+        image: Observed images, or those at one level.
+        attribute: The one that is audited.
+        observed: What was observed of each row.
+        null: The image at each row's own level.
+
+    Returns:
+        Column of `JUDGED_SCHEMA` to float64 values ``[N]``; ``read`` ``[N, K]``, all levels that are known.
+    """
+    said = {"composition": mean_absolute_error(image, observed)}
+    if "identity_encoder" in judges:
+        identity = judges["identity_encoder"]
+        said["identity"] = cosine_similarity(identity.scores(image), identity.scores(observed))
+    if "classifier" in judges:
+        moved = judges["classifier"].scores(image) - judges["classifier"].scores(null)
+        said["findings"] = moved.abs().mean(dim=1)
+    others = [
+        0.5 * (judge.scores(image) - judge.scores(null)).abs().sum(dim=1)
+        for name, judge in attributes.items()
+        if name != attribute
+    ]
+    if others:
+        said["others"] = torch.stack(others).amax(dim=0)
+    if attribute in attributes:
+        said["read"] = attributes[attribute].scores(image)
+    return {name: values.double().cpu() for name, values in said.items()}
 
 
 def read_judged(jury: Jury, images: ImageSet) -> dict[str, Floats]:
@@ -164,12 +193,12 @@ def read_judged(jury: Jury, images: ImageSet) -> dict[str, Floats]:
 
 
 def gate_readings(
-    judged: Mapping[str, Floats], images: ImageSet, labels: Mapping[str, str], *, kept: Sequence[int]
+    words: Mapping[str, Floats], images: ImageSet, labels: Mapping[str, str], *, kept: Sequence[int]
 ) -> list[Reading]:
     """What the gates take: of each the worst over the levels that were set.
 
     Args:
-        judged: From `read_judged`.
+        words: From `read_judged`.
         images: Of the attribute.
         labels: Stage to the judge's label.
         kept: Positions of the studies that are audited.
@@ -179,7 +208,7 @@ def gate_readings(
     own = own_levels(images.studies, views.attribute, views.levels)[rows]
     names = [images.studies["patient_id"][row].as_py() for row in kept]
     patients = np.unique(names, return_inverse=True)[1].astype(np.int64)
-    said = {name: values[:, rows] for name, values in judged.items()}
+    said = {name: values[:, rows] for name, values in words.items()}
     null = np.take_along_axis(said["composition"][1:], own[None], axis=0)[0]
     readings = [_reading("composition", null, patients)]
 

@@ -22,6 +22,7 @@ from counterray.models.pathology_ldm.encoding import EncodeConfig
 from counterray.reports.transform import RefineConfig
 from jobs.pipeline import prepare
 from jobs.pipeline_config import EncodeRun, StageRun
+from jobs.reproduction.seeds import Seeds
 from jobs.reproduction.training import SCORING_SEED, Training
 
 LOSS_JUDGES = ("pathology", "identity")
@@ -107,7 +108,7 @@ class Experiment(Config):
     """The arm that has it all: the one whose counterfactuals are looked at in depth."""
     arms: tuple[str, ...] = ()
     """Arms to run; all where empty."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: Seeds = (0, 1, 2)
     """Each repeats the judges, all trainings and all draws on the same data."""
     scoring: Scoring = Scoring()
     """What every arm is scored on."""
@@ -131,8 +132,6 @@ class Experiment(Config):
                 raise ValueError(f"{name!r} is no arm; arms: {known}")
         if set(self.judges) != {*LOSS_JUDGES, *SCORING_JUDGES}:
             raise ValueError(f"judges must be {', '.join((*LOSS_JUDGES, *SCORING_JUDGES))}")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds {list(self.seeds)} must be one or more different numbers from 0")
         return self
 
 

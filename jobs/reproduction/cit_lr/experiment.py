@@ -13,6 +13,7 @@ from counterray.audits.settings import AuditConfig
 from counterray.audits.worlds.equations import WORLDS, WorldConfig, WorldName
 from counterray.audits.worlds.pool import STRENGTHS
 from counterray.config import Config, load
+from jobs.reproduction.seeds import Seeds
 
 METHODS = {
     "cit_lr_shipped": "CIT-LR as shipped",
@@ -128,7 +129,7 @@ class Experiment(Config):
     """How much the pool's classifiers see of what A touches; ten classifiers each."""
     simulated: int = Field(default=10_000, ge=1000)
     """Individuals by which true ECA is simulated."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: Seeds = (0, 1, 2)
     """Each draws worlds, individuals and classifiers anew."""
     shipped: CitLrConfig = CitLrConfig.as_shipped()
     """CIT-LR as shipped."""
@@ -149,8 +150,6 @@ class Experiment(Config):
     def _can_be_run(self) -> Experiment:
         if not self.worlds or len(set(self.worlds)) < len(self.worlds):
             raise ValueError(f"worlds {list(self.worlds)} must be one or more different ones")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds {list(self.seeds)} must be one or more different numbers from 0")
         if 0 not in self.strengths or not all(0 <= strength <= 1 for strength in self.strengths):
             raise ValueError(f"strengths {list(self.strengths)} must lie in 0 to 1, with 0 among them")
         unknown = sorted({name for row in self.reference.values() for name in row} - set(METHODS))

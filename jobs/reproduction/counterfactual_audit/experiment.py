@@ -17,6 +17,7 @@ from counterray.config import Config, load
 from counterray.data.ingest import IngestConfig
 from jobs.pipeline import prepare
 from jobs.pipeline_config import StageRun
+from jobs.reproduction.seeds import Seeds
 from jobs.reproduction.training import SCORING_SEED, Training
 
 LOSS_JUDGE = "judge"
@@ -68,7 +69,7 @@ class Experiment(Config):
     there are individuals here."""
     least_patients: int = Field(default=3, ge=2)
     """Patients that each level needs for the associational tests."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: Seeds = (0, 1, 2)
     """Each repeats judges, generator, classifiers and individuals on the same data."""
     parallel: int = Field(default=2, ge=1)
     """Trainings, and measurements, at a time."""
@@ -77,8 +78,6 @@ class Experiment(Config):
     def _can_be_run(self) -> Experiment:
         if set(self.judges) != {LOSS_JUDGE, *SCORING_JUDGES}:
             raise ValueError(f"judges must be {', '.join((LOSS_JUDGE, *SCORING_JUDGES))}")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds {list(self.seeds)} must be one or more different numbers from 0")
         if self.pool.image_size != self.ingest.image_size:
             raise ValueError(
                 f"pool.image_size = {self.pool.image_size} must be ingest.image_size = "

@@ -51,11 +51,13 @@ class _Opener:
         generator: Bundle, batches of the training split and plain settings to a generator.
         words: Where the words come from that the editor reads, by bundle and settings; ``None`` where it
             reads the donor's image.
+        settings: What the settings have to be; without, there are none.
     """
 
     editor: Callable[[Bundle, GenerationSettings, int], Editor]
     generator: Callable[[Bundle, Iterable[Batch], GenerationSettings], Generator]
-    words: Callable[[Bundle, GenerationSettings], PromptSource] | None
+    words: Callable[[Bundle, GenerationSettings], PromptSource] | None = None
+    settings: type[Config] = Config
 
 
 def _gsvae_editor(bundle: Bundle, settings: GenerationSettings, seed: int) -> Editor:
@@ -120,10 +122,12 @@ def _attribute_generator(
 
 
 _OPENERS: Mapping[str, _Opener] = {
-    "gsvae": _Opener(_gsvae_editor, _gsvae_generator, words=None),
-    "pathology_ldm": _Opener(_pathology_ldm_editor, _pathology_ldm_generator, words=_pathology_ldm_words),
-    "mine_ldm": _Opener(_attribute_editor, _attribute_generator, words=None),
-    "mine_vae": _Opener(_attribute_editor, _attribute_generator, words=None),
+    "gsvae": _Opener(_gsvae_editor, _gsvae_generator),
+    "pathology_ldm": _Opener(
+        _pathology_ldm_editor, _pathology_ldm_generator, _pathology_ldm_words, GenerationConfig
+    ),
+    "mine_ldm": _Opener(_attribute_editor, _attribute_generator, settings=AttributeGeneration),
+    "mine_vae": _Opener(_attribute_editor, _attribute_generator),
 }
 
 
@@ -133,8 +137,7 @@ def require_settings(stage: str, settings: GenerationSettings) -> None:
     Raises:
         ConfigError: If a setting is unknown or refused.
     """
-    known: Mapping[str, type[Config]] = {"pathology_ldm": GenerationConfig, "mine_ldm": AttributeGeneration}
-    checked = validate(known.get(stage, Config), settings)
+    checked = validate(_OPENERS[stage].settings if stage in _OPENERS else Config, settings)
     validate(SamplerConfig, getattr(checked, "sampler", {}))
 
 
