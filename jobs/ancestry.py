@@ -36,12 +36,13 @@ def _parent(role: str, parent: Mapping[str, Any]) -> Bundle | None:
 
 
 def require_apart(scorer: Bundle, role: str, parent: Mapping[str, Any], opened: Bundle | None) -> None:
-    """Raises if a judge is that of a loss, or saw the same patients with the same seed."""
+    """Raises if a judge is that of a loss, saw the same patients, or is its like with the same seed."""
     same = scorer.checksum == parent["checksum"]
-    if not same and opened is not None and scorer.stage == opened.stage:
+    if opened is not None and opened.method == "predictors":
         trained = opened.config
         folds = {scorer.config["loader"]["fold"], trained["loader"]["fold"]}
-        same = scorer.config["seed"] == trained["seed"] or len(folds) == 1 or "all" in folds
+        same |= len(folds) == 1 or "all" in folds
+        same |= scorer.stage == opened.stage and scorer.config["seed"] == trained["seed"]
     if same:
         raise BundleError(
             f"The judge {scorer.location.uri} is not apart from the generator's loss {role!r}, so its scores "
@@ -69,7 +70,6 @@ def trained_on(bundle: Bundle, *, fingerprint: str, split: str, fold: str) -> st
         )
     return (
         f"The bundle {bundle.location.uri} trained on fold {theirs!r} of the training split, whose fold "
-        f"{fold!r} is audited: on patients that it knows, numbers flatter it. Audit split=test, or a "
-        "fold that "
-        "it did not train on."
+        f"{fold!r} is audited: on patients that it knows, numbers flatter it. Audit split=test, or a fold "
+        "that it did not train on."
     )

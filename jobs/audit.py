@@ -54,4 +54,4 @@ def main(
 def _summary(result: Mapping[str, Any]) -> str:
     lines = [f"  {a:10s} {n:40s} {v}" for a, each in result["verdicts"].items() for n, v in each.items()]
     lines += [f"refused: {name}: {why}" for part in result["refused"].values() for name, why in part.items()]
-    return "\n".join([*lines, *(f"note: {text}" for text in result["warnings"]), f"audit: {result['out']}"])
+    return "\n".join([*lines, *(f"note: {text}" for text in result["warnings"]), result["report"]])

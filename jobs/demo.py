@@ -1,4 +1,4 @@
-"""From nothing to a report of counterfactuals: ingest, judges, generator, evaluation."""
+"""From nothing to reports: ingest, judges, generator, evaluation, audit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CONFIGS = Path(__file__).parent / "configs" / "demo"
 
 def main(
     data: Annotated[
-        str, typer.Option(help="Which demo: phantom, or nih_cxr14 or covid_cxr with --root.")
+        str, typer.Option(help="Which demo: phantom; with --root nih_cxr14, covid_cxr or nih_cxr14_audit.")
     ] = "phantom",
     root: Annotated[str | None, typer.Option(help="Folder of the source in its official layout.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder or s3:// URI. Default: .local/demo/<data>.")] = None,
@@ -23,10 +23,11 @@ def main(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """From nothing to a report of counterfactuals: ingest, judges, generator, evaluation."""
+    """From nothing to reports: ingest, judges, generator, evaluation, audit."""
 
     def work() -> Mapping[str, Any]:
-        from jobs.pipeline import read_pipeline, run_pipeline
+        from jobs.pipeline import run_pipeline
+        from jobs.pipeline_config import read_pipeline
 
         path = CONFIGS / f"{Path(data).name}.yaml"
         config = read_pipeline(path, overrides or [])
@@ -37,4 +38,6 @@ def main(
 
 
 def _summary(result: Mapping[str, Any]) -> str:
-    return f"done in {result['seconds']:.0f} s\n{result['report']}"
+    audited = result.get("audit", {}).get("report")
+    reports = [place for place in (result.get("report"), audited) if place]
+    return "\n".join([f"done in {result['seconds']:.0f} s", *reports])

@@ -38,6 +38,12 @@ def encode(config: EncodeConfig, *, data: str, gsvae: str, text: str, out: str) 
         parents = {"gsvae": open_bundle(gsvae).expect("gsvae")}
     with _named("text"):
         parents["text"] = open_bundle(text).expect("image_text_encoder")
+    size = parents["gsvae"].metadata["image_size"]
+    if size != dataset.manifest.image_size:
+        raise BundleError(
+            f"--gsvae: the bundle at {parents['gsvae'].location.uri} encodes images of {size} px; those of "
+            f"--data have {dataset.manifest.image_size} px. Ingest the data with image_size={size}."
+        )
     info = dataset.info()
 
     def text_encoder() -> Any:

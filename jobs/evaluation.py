@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -52,6 +52,9 @@ from jobs.ancestry import ancestors, require_apart
 SCORING = ("classifier", "segmentor", "identity_encoder", "image_text_encoder", "demographic")
 """Stages whose bundles can score a generator."""
 
+READING_SET, READING_KEY = "reading_set", "reading_set_key.csv"
+"""What readers see, and what they must not."""
+
 FeatureStage = Literal["classifier", "identity_encoder", "image_text_encoder"]
 """Stages whose features images can be compared by."""
 
@@ -69,7 +72,7 @@ class EvaluateConfig(Config):
     """Studies to use at most, in stored order."""
     seed: int = Field(default=0, ge=0)
     """Seed of the donors' order and of the bootstrap."""
-    cycles: tuple[int, ...] = (1, 10)
+    cycles: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 10), min_length=1)
     """Numbers of repetitions for composition and reversibility."""
     law_studies: int = Field(default=64, ge=1)
     """Studies for composition and reversibility, which take many edits each."""
@@ -102,7 +105,13 @@ def evaluate(
     dataset, bundle = open_dataset(data), open_bundle(model)
     scorers = [open_bundle(uri) for uri in judges]
     _require_scorers(bundle, scorers)
+    _require_size(dataset, bundle, *scorers)
     place = resolve(out)
+    if config.reading_set and (place / READING_KEY).is_file():
+        raise EvaluationError(
+            f"{place.uri} holds a reading set and its key already, which readers' answers need. Give another "
+            "--out, leave out reading_set, or delete both."
+        )
     try:
         if bundle.method == "predictors":
             metrics, report = _judge_report(bundle, dataset, config)
@@ -153,18 +162,19 @@ def _generator_report(
         facts["Images compared by"] = f"features of the judge {config.features}"
     if config.reading_set:
         facts["Reading set"] = _export(evaluation.counterfactuals, place, config)
+    unchecked = _unchecked(bundle)
     report = generator_report(
         evaluation,
         title=f"Counterfactuals of {bundle.stage}",
-        subtitle=f"This patient with that patient's {' and '.join(levels) or 'pathology'}, scored by judges "
-        "that trained apart.",
+        subtitle=f"This patient with that patient's {' and '.join(levels) or 'pathology'}"
+        + (", scored by judges that trained apart." if scorers and not unchecked else "."),
         manifest=dataset.manifest,
         facts=facts,
         bundles={bundle.stage: bundle.checksum, **{f"judge {s.stage}": s.checksum for s in scorers}},
         config=bundle.config,
         judges=by_judge,
         records={scored.stage: _training_log(scored) for scored in (bundle, *scorers)},
-        limits=_unchecked(bundle),
+        limits=unchecked,
         condition=condition,
     )
     values = as_json(evaluation.metrics)
@@ -207,9 +217,9 @@ def _text_condition(
 
 def _export(made: Counterfactuals, place: Location, config: EvaluateConfig) -> str:
     """Writes the reading set, and says where."""
-    folder, key = place / "reading_set", place / "reading_set_key.csv"
+    folder, key = place / READING_SET, place / READING_KEY
     items = export_reading_set(folder, key, made.source, made.image, made.asked, items=config.reading_set)
-    return f"{items} pairs in reading_set; their key in reading_set_key.csv, which readers must not see"
+    return f"{items} pairs in {READING_SET}; their key in {READING_KEY}, which readers must not see"
 
 
 def _judge_report(bundle: Bundle, dataset: Dataset, config: EvaluateConfig) -> tuple[dict[str, Any], Report]:
@@ -272,6 +282,16 @@ def _require_scorers(bundle: Bundle, scorers: Sequence[Bundle]) -> None:
     for role, parent, opened in ancestors(bundle):
         for scorer in scorers:
             require_apart(scorer, role, parent, opened)
+
+
+def _require_size(dataset: Dataset, *bundles: Bundle) -> None:
+    for bundle in bundles:
+        size = bundle.metadata.get("image_size")
+        if size != dataset.manifest.image_size:
+            raise EvaluationError(
+                f"{bundle.location.uri} works on images of {size} px; those of {dataset.location.uri} have "
+                f"{dataset.manifest.image_size} px. Ingest the data with image_size={size}."
+            )
 
 
 def _unchecked(bundle: Bundle) -> list[str]:

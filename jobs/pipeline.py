@@ -1,139 +1,34 @@
-"""A method from data to report in one go: ingest, train its stages as their inputs allow, evaluate."""
+"""A method from data to report in one go: ingest, train its stages as their inputs allow, evaluate, audit."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
-from pydantic import Field, model_validator
 
 from counterray import catalog
-from counterray.config import Config, ConfigError, load
-from counterray.data.ingest import IngestConfig, ingest
+from counterray.data.ingest import ingest
+from counterray.evaluation.opening import require_settings
 from counterray.models.pathology_ldm.encoding import EncodeConfig
-from counterray.reports.transform import RefineConfig
 from counterray.storage import resolve
 from counterray.training.progress import progress_board
 from counterray.training.ray_train import train
+from jobs.auditing.job import audit
+from jobs.auditing.request import EXACT
 from jobs.encoding import encode
-from jobs.evaluation import EvaluateConfig, evaluate
+from jobs.evaluation import evaluate
+from jobs.pipeline_config import DATA, AuditRun, EncodeRun, PipelineConfig, StageRun
 from jobs.refinement import refine
 
 logger = logging.getLogger(__name__)
 
-DATA = "data"
-"""Name of the pipeline's main dataset, and its folder."""
-
-_FOLDERS = (DATA, "refined", "report")
-"""Folders that a pipeline makes itself, beside those of its stages."""
-
-
-class StageRun(Config):
-    """One training of the pipeline."""
-
-    config: str
-    """Training YAML, relative to the pipeline's file."""
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """Settings on top of it, by dotted name."""
-    inputs: dict[str, str] = Field(default_factory=dict)
-    """Role to the name of an earlier training of this pipeline."""
-    data: str = DATA
-    """Dataset to train on: the main one, or the name of an ``encode`` of this pipeline."""
-
-    @property
-    def needs(self) -> set[str]:
-        """Steps of this pipeline that must be done before."""
-        return {*self.inputs.values(), *({self.data} - {DATA})}
-
-
-class EncodeRun(Config):
-    """Latents of the pipeline's dataset, computed once for latent diffusion."""
-
-    gsvae: str
-    """Name of the training whose gsvae encodes images."""
-    text: str
-    """Name of the training whose image-text encoder encodes prompts."""
-    settings: EncodeConfig = EncodeConfig()
-    """What is computed."""
-
-    @property
-    def needs(self) -> set[str]:
-        """Steps of this pipeline that must be done before."""
-        return {self.gsvae, self.text}
-
-
-class PipelineConfig(Config):
-    """What to ingest, train and score."""
-
-    ingest: IngestConfig
-    """The data."""
-    refine: RefineConfig | None = None
-    """How reports become prompts; they are left as they are where null."""
-    stages: dict[str, StageRun | EncodeRun]
-    """Name of each training or encoding; its folder below ``--out``."""
-    generator: str
-    """Name of the training whose bundle is evaluated."""
-    judges: tuple[str, ...] = ()
-    """Names of the trainings whose bundles score it."""
-    evaluate: EvaluateConfig = EvaluateConfig()
-    """What to score on."""
-    parallel: int = Field(default=2, ge=1)
-    """Trainings at a time."""
-
-    @model_validator(mode="after")
-    def _names_exist(self) -> PipelineConfig:
-        known = list(self.stages)
-        for position, (name, stage) in enumerate(self.stages.items()):
-            if name.split("/")[0] in _FOLDERS:
-                raise ValueError(
-                    f"stages.{name}: the pipeline makes a folder of that name itself. Name the stage "
-                    f"otherwise than {', '.join(_FOLDERS)}"
-                )
-            unknown = sorted(stage.needs - set(known[:position]))
-            if unknown:
-                raise ValueError(f"stages.{name} names {unknown[0]!r}, which is no earlier stage")
-        for name in (self.generator, *self.judges):
-            if name not in self.stages:
-                raise ValueError(f"{name!r} is no stage; stages: {', '.join(known)}")
-        return self
-
-    @model_validator(mode="after")
-    def _bundles_and_datasets_where_they_belong(self) -> PipelineConfig:
-        encodings = [name for name, stage in self.stages.items() if isinstance(stage, EncodeRun)]
-        trainings = [name for name in self.stages if name not in encodings]
-        for setting, name in self._bundles():
-            if name in encodings:
-                raise ValueError(
-                    f"{setting} = {name!r} is an encoding, which makes a dataset; a bundle is needed. Name "
-                    f"one of the trainings here: {', '.join(trainings)}"
-                )
-        for owner, stage in self.stages.items():
-            if isinstance(stage, StageRun) and stage.data in trainings:
-                raise ValueError(
-                    f"stages.{owner}.data = {stage.data!r} is a training, which makes a bundle; a dataset is "
-                    f"needed. Leave it out for the pipeline's own data, or name one of the encodings here: "
-                    f"{', '.join(encodings) or 'none'}"
-                )
-        return self
-
-    def _bundles(self) -> Iterator[tuple[str, str]]:
-        """Every setting that names a bundle, with the stage that it names."""
-        for owner, stage in self.stages.items():
-            if isinstance(stage, EncodeRun):
-                yield f"stages.{owner}.gsvae", stage.gsvae
-                yield f"stages.{owner}.text", stage.text
-            else:
-                yield from ((f"stages.{owner}.inputs.{role}", name) for role, name in stage.inputs.items())
-        yield "generator", self.generator
-        yield from (("judges", name) for name in self.judges)
-
 
 def run_pipeline(path: Path, config: PipelineConfig, *, root: str | None, out: str) -> Mapping[str, Any]:
-    """Runs what is not done yet, and returns ``report``, ``metrics`` and ``seconds``.
+    """Runs what is not done yet, and returns ``seconds`` and what evaluation and audit have to say.
 
     Args:
         path: The pipeline's file, from which its training files are found.
@@ -146,6 +41,9 @@ def run_pipeline(path: Path, config: PipelineConfig, *, root: str | None, out: s
     prepared = {
         name: prepare(path, stage) for name, stage in config.stages.items() if isinstance(stage, StageRun)
     }
+    if config.generator is not None:
+        generator, _ = catalog.make_training(prepared[config.generator])
+        require_settings(generator.name, config.evaluate.generation)
     data = f"{place}/{DATA}"
     manifest = ingest(config.ingest, root, data)
     studies = sum(int(split["studies"]) for split in manifest.counts.values())
@@ -156,14 +54,38 @@ def run_pipeline(path: Path, config: PipelineConfig, *, root: str | None, out: s
         logger.info("reports: %d refined after %.0f s", refined["refined"], time.monotonic() - started)
     bundles = run_steps(config.stages, prepared, place=place, data=data, parallel=config.parallel)
     logger.info("trained %d stages after %.0f s", len(bundles), time.monotonic() - started)
-    result = evaluate(
-        config.evaluate,
-        model=bundles[config.generator],
-        data=data,
-        out=f"{place}/report",
-        judges=[bundles[name] for name in config.judges],
-    )
+    result: dict[str, Any] = {}
+    if config.generator is not None:
+        result |= evaluate(
+            config.evaluate,
+            model=bundles[config.generator],
+            data=data,
+            out=f"{place}/report",
+            judges=[bundles[name] for name in config.judges],
+        )
+    if config.audit is not None:
+        result["audit"] = run_audit(config.audit, bundles, data=data, out=f"{place}/audit")
     return {**result, "seconds": round(time.monotonic() - started, 1)}
+
+
+def run_audit(config: AuditRun, bundles: Mapping[str, str], *, data: str, out: str) -> Mapping[str, Any]:
+    """Audits classifiers of the pipeline; what of it is done already is not done again.
+
+    Args:
+        config: Which, and how.
+        bundles: Name of each training to its bundle.
+        data: Dataset whose studies are audited.
+        out: Folder of the audit.
+    """
+    return audit(
+        config.settings,
+        classifiers=[bundles[name] for name in config.classifiers],
+        generator=EXACT if config.generator == EXACT else bundles[config.generator],
+        data=data,
+        attributes=config.attributes,
+        judges=[bundles[name] for name in config.judges],
+        out=out,
+    )
 
 
 def prepare(path: Path, stage: StageRun) -> dict[str, Any]:
@@ -236,15 +158,3 @@ def result_of(reference: Any) -> Any:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
-
-
-def read_pipeline(path: Path, overrides: list[str]) -> PipelineConfig:
-    """Reads a pipeline's YAML.
-
-    Raises:
-        ConfigError: If a setting is unknown or refused.
-    """
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
-        raise ConfigError(f"There is no pipeline {path.stem!r}. Available: {known}.")
-    return load(PipelineConfig, path, overrides)

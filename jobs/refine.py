@@ -42,5 +42,6 @@ def _summary(result: Mapping[str, Any]) -> str:
     return (
         f"{result['text']}\n{result['refined']} of {result['reports']} reports refined, {result['cached']} "
         f"from the cache; left to the rules: {causes}\n"
+        f"reports that do not describe the image: {result['undescribed']}, without a prompt\n"
         f"fingerprint: {result['fingerprint']}\ndataset: {result['dataset']}"
     )

@@ -31,9 +31,9 @@ def refine(config: RefineConfig, *, data: str, out: str) -> Mapping[str, Any]:
         out: The new dataset's folder or ``s3://`` URI.
 
     Returns:
-        ``dataset``, ``reports``, ``refined`` (by the refiner asked for), ``fell_back`` by cause, ``cached``,
-        ``agreement`` (macro F1 of the ten commonest findings against the labels; NaN without labels),
-        ``fingerprint`` and the table's ``text``.
+        ``dataset``, ``reports`` that describe the image, ``undescribed`` ones, ``refined`` (by the refiner
+        asked for), ``fell_back`` by cause, ``cached``, ``agreement`` (macro F1 of the ten commonest findings
+        against the labels; NaN without labels), ``fingerprint`` and the table's ``text``.
 
     Raises:
         RefineError: If no endpoint is set for ``llm``, it refuses, or too many reports fell back.
@@ -59,7 +59,7 @@ def refine(config: RefineConfig, *, data: str, out: str) -> Mapping[str, Any]:
     counts = [count for group in derived.counts.values() for count in group]
     reports = sum(count["reports"] for count in counts)
     if not reports:
-        raise StorageError(f"The dataset at {dataset.location.uri} has no report to refine.")
+        raise StorageError(f"The dataset at {dataset.location.uri} has no report that describes an image.")
     table = combined(from_plain(count["agreement"]) for count in counts)
     events = sum((Counter(count["events"]) for count in counts), Counter[str]())
     (derived.out / "agreement.json").write_json({**table.plain(), "settings": settings})
@@ -68,7 +68,8 @@ def refine(config: RefineConfig, *, data: str, out: str) -> Mapping[str, Any]:
         aside.write_bytes((dataset.location / "quarantine.parquet").read_bytes())
     changes = {} if config.labels == "keep" else relabelled(dataset.manifest, derived.counts)
     manifest = derived.finish(config={"refine": settings, "of": dataset.manifest.config}, **changes)
-    return _result(derived.out, reports, events, table, manifest.fingerprint)
+    silent = sum(count.get("undescribed", 0) for count in counts)  # not counted by early versions
+    return _result(derived.out, reports, silent, events, table, manifest.fingerprint)
 
 
 def relabelled(manifest: DatasetManifest, parts: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
@@ -102,12 +103,13 @@ def relabelled(manifest: DatasetManifest, parts: Mapping[str, Sequence[Mapping[s
 
 
 def _result(
-    out: Location, reports: int, events: Counter[str], table: Agreement, fingerprint: str
+    out: Location, reports: int, silent: int, events: Counter[str], table: Agreement, fingerprint: str
 ) -> dict[str, Any]:
     causes = fallbacks(events)
     return {
         "dataset": out.uri,
         "reports": reports,
+        "undescribed": silent,
         "refined": reports - sum(causes.values()),
         "fell_back": dict(causes),
         "cached": events["cached"],

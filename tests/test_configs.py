@@ -10,7 +10,8 @@ import pytest
 from counterray import catalog
 from counterray.config import ConfigError, load
 from counterray.data.ingest import IngestConfig
-from jobs.pipeline import StageRun, prepare, read_pipeline
+from jobs.pipeline import prepare
+from jobs.pipeline_config import StageRun, read_pipeline
 from jobs.reproduction.job import read_experiment
 from tests.conftest import ROOT
 

@@ -1,22 +1,15 @@
-"""From stored scores to what the audits take, and the audits that need no counterfactual beside it."""
+"""From stored scores to what the audits take."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from counterray.audits.classifiers.thresholds import ThresholdConfig, chosen_threshold, given_threshold
-from counterray.audits.demographic_parity import demographic_parity
-from counterray.audits.equal_opportunity import equal_opportunity
-from counterray.audits.equalised_odds import equalised_odds
-from counterray.audits.errors import AuditError, checked_scores
-from counterray.audits.group_performance import group_performance
+from counterray.audits.errors import AuditError
 from counterray.audits.scores import CounterfactualScores, Target
-from counterray.audits.settings import AuditConfig
 from counterray.evaluation.intervals import Floats
 from counterray.storage import Location
 from jobs.auditing.request import AuditJobConfig
@@ -146,52 +139,3 @@ def assemble(
         effect=config.effect,
     )
     return Assembled(scores, tuple(rows))
-
-
-def associational(scores: CounterfactualScores, config: AuditConfig) -> dict[str, dict[str, Any]]:
-    """Target's name to what its decisions on the observed images say, by audit.
-
-    An audit that cannot be made of a target stands there as ``{"refused": <reason>}``.
-    """
-    return {target.name: _of_target(scores, row, config) for row, target in enumerate(scores.targets)}
-
-
-def _of_target(scores: CounterfactualScores, row: int, config: AuditConfig) -> dict[str, Any]:
-    target, values, labels = scores.targets[row], scores.observed[row], scores.labels[row]
-    common: dict[str, Any] = {
-        "attribute": scores.attribute,
-        "levels": scores.levels,
-        "patients": scores.patients,
-        "minimum_patients": config.minimum_patients,
-    }
-    try:
-        called = checked_scores(target.name, values, values.shape) >= target.threshold
-    except AuditError as error:
-        return {"refused": str(error)}
-    own = scores.own
-    audits: dict[str, Callable[[], Any]] = {
-        "demographic_parity": lambda: demographic_parity(called, own, **common),
-        "equal_opportunity": lambda: equal_opportunity(called, labels, own, **common),
-        "equalised_odds": lambda: equalised_odds(called, labels, own, **common),
-        "group_performance": lambda: group_performance(
-            values, labels, own, threshold=target.threshold, seed=config.seed, **common
-        ),
-    }
-    found: dict[str, Any] = {}
-    for name, audit in audits.items():
-        try:
-            found[name] = asdict(audit())
-        except AuditError as error:
-            found[name] = {"refused": str(error)}
-    return found
-
-
-def plain(value: Any) -> Any:
-    """The same as JSON knows it, with ``None`` for numbers that are not finite."""
-    if isinstance(value, Mapping):
-        return {str(name): plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -54,9 +54,8 @@ def open_candidates(addresses: Sequence[str], dataset: Dataset, config: AuditJob
         left_out = [finding for finding in classifier.findings if finding not in audited]
         if left_out:
             roll.warnings.append(
-                f"Classifier {name!r}: {', '.join(left_out)} were not audited, as the data do not "
-                "label them or "
-                "findings does not name them."
+                f"Classifier {name!r}: {', '.join(left_out)} were not audited, as the data do not label "
+                "them or findings does not name them."
             )
         roll.candidates.append(
             Candidate(settings, name, classifier.findings, audited, classifier.fingerprint)

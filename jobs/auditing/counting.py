@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from counterray.audits.counterfactual_effect import counterfactual_effect
 from counterray.audits.errors import AuditError
 from counterray.audits.settings import AuditConfig
-from counterray.bundle import code_version
 from jobs.ancestry import trained_on
-from jobs.auditing.assembly import Thresholds, assemble, associational, choose_thresholds
+from jobs.auditing.assembly import Thresholds, assemble, choose_thresholds
 from jobs.auditing.candidates import Roll
 from jobs.auditing.judging import Jury, gate_readings, read_judged
 from jobs.auditing.making import Source
@@ -31,8 +29,7 @@ def count(plan: Plan, source: Source, jury: Jury, roll: Roll, config: AuditJobCo
         if len(kept) < len(images.studies):
             warnings.append(
                 f"Attribute {attribute!r}: {len(images.studies) - len(kept)} of {len(images.studies)} "
-                "studies "
-                "are left out, as the generator could not make every image of them."
+                "studies are left out, as the generator could not make every image of them."
             )
         try:
             audited[attribute] = _of_attribute(
@@ -44,10 +41,8 @@ def count(plan: Plan, source: Source, jury: Jury, roll: Roll, config: AuditJobCo
         attributes=audited,
         refused={"attributes": refused, "classifiers": roll.refused, "targets": thresholds.refused},
         warnings=warnings,
-        provenance=_provenance(source, jury, plan),
         candidates=roll.candidates,
         targets=thresholds.targets,
-        source=source,
     )
 
 
@@ -76,7 +71,6 @@ def _of_attribute(
     return AttributeAudit(
         effect=counterfactual_effect(assembled.scores, settings, readings=readings),
         scores=assembled.scores,
-        associational=associational(assembled.scores, config.audit),
         images=images,
         kept=assembled.kept,
     )
@@ -96,20 +90,3 @@ def _generator_warnings(source: Source, config: AuditJobConfig) -> list[str]:
     fingerprint = source.dataset.manifest.fingerprint
     said = trained_on(source.bundle, fingerprint=fingerprint, split=config.split, fold=config.fold)
     return [f"Generator: {said}"] if said else []
-
-
-def _provenance(source: Source, jury: Jury, plan: Plan) -> dict[str, Any]:
-    manifest, config = source.dataset.manifest, source.config
-    return {
-        "generator": source.identity()["generator"],
-        "data": {
-            "source": manifest.source,
-            "fingerprint": manifest.fingerprint,
-            "split": config.split,
-            "fold": config.fold,
-            "studies": len(plan.observed.studies),
-        },
-        "judges": {stage: bundle.checksum for stage, bundle in jury.bundles.items()},
-        "seed": config.seed,
-        "code_version": code_version(),
-    }

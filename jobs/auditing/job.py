@@ -19,8 +19,8 @@ from jobs.auditing.export import export_images
 from jobs.auditing.judging import Jury
 from jobs.auditing.making import Source
 from jobs.auditing.planning import Plan, judge_bundles, make_plan
+from jobs.auditing.reporting import PAGE_FILE, SALT_FILE, read_salt, report_of, write_report
 from jobs.auditing.request import EXACT, AuditJobConfig
-from jobs.auditing.result import AUDIT_FILE
 from jobs.auditing.scoring import Scorer
 from jobs.auditing.work import Hands, Work, do_all
 from jobs.generation.workers import workers
@@ -41,7 +41,7 @@ def audit(
     out: str,
     cache: str | None = None,
 ) -> Mapping[str, Any]:
-    """Audits a pool of classifiers; writes ``audit.json`` to ``out`` and returns the job's result.
+    """Audits a pool of classifiers; writes its report to ``out`` and returns the job's result.
 
     Args:
         config: Studies, tests and gates.
@@ -54,7 +54,7 @@ def audit(
         cache: Folder of images and scores, which audits may share; within ``out`` by default.
 
     Raises:
-        AuditError: If nothing at all could be audited; ``audit.json`` says why.
+        AuditError: If nothing at all could be audited; the report says why.
         BundleError: If the generator's or a judge's bundle cannot be used.
         GenerationError: If the generator cannot be used.
         StorageError: If something cannot be read or written.
@@ -75,12 +75,13 @@ def audit(
         _fill_cache(plan, source, jury, roll, config)
         exported = _export(plan, source, target, dataset) if config.export else 0
         result = count(plan, source, jury, roll, config)
-        (target / AUDIT_FILE).write_json(result.as_json())
+        write_report(target, report_of(result, plan, source, jury, config, salt=read_salt(target)))
     if not result.attributes and not config.export:
         reasons = [reason for group in result.refused.values() for reason in group.values()]
         raise AuditError(f"Nothing could be audited. {' '.join(reasons)}")
     return {
         "out": target.uri,
+        "report": (target / PAGE_FILE).uri,
         "verdicts": {name: one.effect.verdicts() for name, one in result.attributes.items()},
         "refused": {kind: dict(reasons) for kind, reasons in result.refused.items()},
         "warnings": list(result.warnings),
@@ -90,7 +91,7 @@ def audit(
 
 
 def _check_folder(target: Location) -> None:
-    there = set(target.files()) - {LOCK_FILE}
+    there = set(target.files()) - {LOCK_FILE, SALT_FILE}
     if there and REQUEST_FILE not in there and not any(name.startswith("cache/") for name in there):
         raise AuditError(
             f"--out {target.uri} holds files, but none of a python -m jobs audit. Give an empty or a "

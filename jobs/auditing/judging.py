@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from counterray.audits.gates import Reading
+from counterray.audits.clustered import ClusteredMeans
+from counterray.audits.equivalence import rate_interval
+from counterray.audits.errors import Codes
+from counterray.audits.gates import GateName, Reading
 from counterray.bundle import Bundle, BundleError
 from counterray.evaluation.auroc import auroc
-from counterray.evaluation.intervals import Floats
+from counterray.evaluation.intervals import Floats, patient_bootstrap
 from counterray.evaluation.judge import demographic_judges, open_judge
 from counterray.evaluation.metric import Judge
 from counterray.evaluation.pixel_error import mean_absolute_error
@@ -116,30 +120,59 @@ class Jury:
 
     def _said(self, chunk: SetChunk, image: Tensor, *, observed: Tensor, null: Tensor) -> dict[str, Tensor]:
         """Column of `JUDGED_SCHEMA` to values ``[N]`` or ``[N, K]``."""
-        said = {"composition": mean_absolute_error(image, observed)}
-        identity, classifier = self._judges.get("identity_encoder"), self._judges.get("classifier")
-        if identity is not None:
-            said["identity"] = cosine_similarity(identity.scores(image), identity.scores(observed))
-        if classifier is not None:
-            moved = classifier.scores(image) - classifier.scores(null)
-            said["findings"] = moved.abs().mean(dim=1)
-        others = [
-            0.5 * (judge.scores(image) - judge.scores(null)).abs().sum(dim=1)
-            for attribute, judge in self._attributes.items()
-            if attribute != chunk.views.attribute
-        ]
-        if others:
-            said["others"] = torch.stack(others).amax(dim=0)
-        reading = self._attributes.get(chunk.views.attribute)
-        if reading is not None:
-            vocabulary = self.source.dataset.manifest.vocabulary[chunk.views.attribute]
-            columns = [vocabulary.index(level) for level in chunk.views.levels]
-            said["read"] = reading.scores(image)[:, columns]
-        return {name: values.double().cpu() for name, values in said.items()}
+        attribute, levels = chunk.views.attribute, chunk.views.levels
+        said = judged(
+            self._judges, self._attributes, image, attribute=attribute, observed=observed, null=null
+        )
+        if "read" in said:
+            vocabulary = self.source.dataset.manifest.vocabulary[attribute]
+            said["read"] = said["read"][:, [vocabulary.index(level) for level in levels]]
+        return said
 
     def labels(self) -> dict[str, str]:
         """Stage to the judge's name and short checksum."""
         return {stage: f"{stage}:{bundle.checksum[:8]}" for stage, bundle in self.bundles.items()}
+
+
+def judged(
+    judges: Mapping[str, Judge],
+    attributes: Mapping[str, Judge],
+    image: Tensor,
+    *,
+    attribute: str,
+    observed: Tensor,
+    null: Tensor,
+) -> dict[str, Tensor]:
+    """What judges say of images ``[N, 1, S, S]``, for `gate_readings`; nothing of judges that are not there.
+
+    Args:
+        judges: ``classifier`` and ``identity_encoder``.
+        attributes: Attribute to its judge.
+        image: Observed images, or those at one level.
+        attribute: The one that is audited.
+        observed: What was observed of each row.
+        null: The image at each row's own level.
+
+    Returns:
+        Column of `JUDGED_SCHEMA` to float64 values ``[N]``; ``read`` ``[N, K]``, all levels that are known.
+    """
+    said = {"composition": mean_absolute_error(image, observed)}
+    if "identity_encoder" in judges:
+        identity = judges["identity_encoder"]
+        said["identity"] = cosine_similarity(identity.scores(image), identity.scores(observed))
+    if "classifier" in judges:
+        moved = judges["classifier"].scores(image) - judges["classifier"].scores(null)
+        said["findings"] = moved.abs().mean(dim=1)
+    others = [
+        0.5 * (judge.scores(image) - judge.scores(null)).abs().sum(dim=1)
+        for name, judge in attributes.items()
+        if name != attribute
+    ]
+    if others:
+        said["others"] = torch.stack(others).amax(dim=0)
+    if attribute in attributes:
+        said["read"] = attributes[attribute].scores(image)
+    return {name: values.double().cpu() for name, values in said.items()}
 
 
 def read_judged(jury: Jury, images: ImageSet) -> dict[str, Floats]:
@@ -160,12 +193,12 @@ def read_judged(jury: Jury, images: ImageSet) -> dict[str, Floats]:
 
 
 def gate_readings(
-    judged: Mapping[str, Floats], images: ImageSet, labels: Mapping[str, str], *, kept: Sequence[int]
+    words: Mapping[str, Floats], images: ImageSet, labels: Mapping[str, str], *, kept: Sequence[int]
 ) -> list[Reading]:
     """What the gates take: of each the worst over the levels that were set.
 
     Args:
-        judged: From `read_judged`.
+        words: From `read_judged`.
         images: Of the attribute.
         labels: Stage to the judge's label.
         kept: Positions of the studies that are audited.
@@ -173,42 +206,66 @@ def gate_readings(
     views = images.views
     rows = np.asarray(kept)
     own = own_levels(images.studies, views.attribute, views.levels)[rows]
-    said = {name: values[:, rows] for name, values in judged.items()}
+    names = [images.studies["patient_id"][row].as_py() for row in kept]
+    patients = np.unique(names, return_inverse=True)[1].astype(np.int64)
+    said = {name: values[:, rows] for name, values in words.items()}
     null = np.take_along_axis(said["composition"][1:], own[None], axis=0)[0]
-    readings = [Reading(gate="composition", value=float(null.mean()))]
+    readings = [_reading("composition", null, patients)]
 
-    def worst(name: str, *, higher: bool) -> tuple[float, str]:
-        """The worst mean over levels, each of the studies that have another one, and its level."""
-        means = [float(said[name][k + 1][own != k].mean()) for k in range(len(views.levels))]
+    def worst(gate: GateName, name: str, stage: str, *, higher: bool = False, what: str = "") -> Reading:
+        """The worst mean over levels, each of the studies that have another one."""
+        found = [said[name][k + 1][own != k] for k in range(len(views.levels))]
+        means = [float(values.mean()) for values in found]
         place = int(np.argmin(means) if higher else np.argmax(means))
-        return means[place], views.levels[place]
+        note = f"{what}worst at {views.levels[place]}"
+        return _reading(gate, found[place], patients[own != place], judge=labels[stage], note=note)
 
     if "identity" in said:
-        value, level = worst("identity", higher=True)
-        readings.append(
-            Reading(gate="identity", value=value, judge=labels["identity_encoder"], note=f"worst at {level}")
-        )
-    off_target = [
-        (*worst(name, higher=False), labels[stage], what)
-        for name, stage, what in (
-            ("findings", "classifier", "findings"),
-            ("others", "demographic", "other attributes"),
-        )
-        if name in said
-    ]
+        readings.append(worst("identity", "identity", "identity_encoder", higher=True))
     # Findings are what an effect would be mistaken for: without their judge the gate is not measured.
     if "findings" in said:
-        value, level, judge, what = max(off_target)
-        note = f"{what}, worst at {level}"
-        readings.append(Reading(gate="off_target", value=value, judge=judge, note=note))
+        moved = [worst("off_target", "findings", "classifier", what="findings, ")]
+        if "others" in said:
+            moved.append(worst("off_target", "others", "demographic", what="other attributes, "))
+        readings.append(max(moved, key=lambda reading: reading.value))
     if "read" in said:
         read = said["read"]
         said["right"] = np.stack([read[k].argmax(axis=1) == k - 1 for k in range(len(read))]).astype(float)
-        value, level = worst("right", higher=True)
-        label = labels["demographic"]
-        readings.append(Reading(gate="effectiveness", value=value, judge=label, note=f"worst at {level}"))
-        areas = [auroc(read[0][:, k], own == k) for k in range(len(views.levels))]
-        place = int(np.argmin(areas))
-        note = f"{views.levels[place]} against the rest, on the observed images"
-        readings.append(Reading(gate="judge_auroc", value=areas[place], judge=label, note=note))
+        readings.append(worst("effectiveness", "right", "demographic", higher=True))
+        readings.append(_judge_reading(read[0], own, views.levels, names, labels["demographic"]))
     return readings
+
+
+def _reading(
+    gate: GateName, values: Floats, patients: Codes, *, judge: str | None = None, note: str = ""
+) -> Reading:
+    """The mean over images with its interval by patients; that of a rate of zeros and ones is exact."""
+    value, low, high = float(values.mean()), math.nan, math.nan
+    units = np.unique(patients, return_inverse=True)[1].astype(np.int64)
+    if units.max() > 0:
+        means = ClusteredMeans.of(values, units)
+        ends = rate_interval(means) if gate == "effectiveness" else means.interval()
+        low, high = (float(end) for end in ends)
+    return Reading(gate=gate, value=value, low=low, high=high, images=len(values), judge=judge, note=note)
+
+
+def _judge_reading(
+    read: Floats, own: Codes, levels: Sequence[str], patients: Sequence[str], judge: str
+) -> Reading:
+    """The worst AUROC of the attribute's judge over levels, each against the rest, on observed images."""
+
+    def areas(rows: Codes) -> Floats:
+        return np.array([auroc(read[rows, k], own[rows] == k) for k in range(len(levels))])
+
+    found = areas(np.arange(len(own)))
+    place = int(np.argmin(found))
+    interval = patient_bootstrap(areas, patients)[place]
+    return Reading(
+        gate="judge_auroc",
+        value=float(found[place]),
+        low=interval.low,
+        high=interval.high,
+        images=len(own),
+        judge=judge,
+        note=f"{levels[place]} against the rest, on the observed images",
+    )

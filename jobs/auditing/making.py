@@ -21,6 +21,7 @@ from counterray.evaluation.exact_generator import ExactGenerator
 from counterray.evaluation.metric import UnscorableError
 from counterray.models.generator import Edit, Generator, image_seed
 from counterray.storage import Location
+from jobs.auditing.representation import keep_representation
 from jobs.auditing.request import EXACT, AuditJobConfig
 from jobs.auditing.sets import ImageSet, SetChunk
 from jobs.generation.chunks import opened, parquet, read_parquet
@@ -72,9 +73,8 @@ class Source:
             if self.config.effect == "total":
                 raise GenerationError(
                     f"effect = total: the generator {self.bundle.location.uri} holds findings and other "
-                    "attributes, as no causal model of them is known. Set effect=direct, or audit "
-                    "phantom data "
-                    f"with --generator {EXACT}."
+                    "attributes, as no causal model of them is known. Set effect=direct, or audit phantom "
+                    f"data with --generator {EXACT}."
                 )
             return opened(self.bundle, self.dataset, _Settings(self.config))
         try:
@@ -113,6 +113,7 @@ class Source:
                 if len(there):
                     made[there] = self._edited(batch.select(there), views.attribute, level, sample=r + 1)
             images[f"null{r}"] = made
+        keep_representation(self.open(), chunk, batch.image, self.cache)
         numbers = chunk.studies["number"].to_pylist()
         rows = [
             _row(number, view, image)

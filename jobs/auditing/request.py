@@ -7,10 +7,20 @@ from typing import Any, Literal
 from pydantic import Field
 
 from counterray.audits.settings import AuditConfig
+from counterray.config import Config
 from jobs.generation.request import WorkConfig
 
 EXACT = "exact"
 """Generator of an audit on phantom data: the phantom's own causal model and renderer."""
+
+
+class CausesConfig(Config):
+    """The causal graph as the user states it; the report says which paths there are, and tests none."""
+
+    parents: dict[str, tuple[str, ...]]
+    """Variable to its direct causes; what classifiers see is ``image``."""
+    legitimate: dict[str, str] = Field(default_factory=dict)
+    """Variable through which attributes may legitimately act, to the reason."""
 
 
 class AuditJobConfig(WorkConfig):
@@ -37,6 +47,8 @@ class AuditJobConfig(WorkConfig):
     effect: Literal["direct", "total"] = "direct"
     """``direct``: findings and other attributes are held. ``total``: they follow the attribute by the causal
     model, which only the generator ``exact`` knows."""
+    causes: CausesConfig | None = None
+    """The causal graph as stated."""
     generator: dict[str, Any] = Field(default_factory=dict)
     """Settings of the generator itself, where its stage has some, such as ``{sampler: {steps: 20}}``."""
     seed: int = Field(default=0, ge=0)

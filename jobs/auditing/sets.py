@@ -25,7 +25,7 @@ from counterray.evaluation.intervals import Floats
 from jobs.auditing.request import AuditJobConfig
 from jobs.generation.selection import list_studies, read_rows
 
-FORMAT = 1
+FORMAT = 2
 """Version of the cached files; raised when they change."""
 
 

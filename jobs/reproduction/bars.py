@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from counterray.evaluation.report import Cell, Table, format_number
+from counterray.evaluation.report import Block, Card, Cards, Cell, Section, Table, format_number
 
 Better = Literal["higher", "lower"]
 
@@ -131,6 +131,17 @@ def bars_table(bars: Sequence[Bar]) -> Table:
             ]
             for bar in bars
         ],
+    )
+
+
+def bars_section(bars: Sequence[Bar], *remarks: Block) -> Section:
+    """How many bars are met, each of them, and what else is to be said first on the page."""
+    met = sum(bool(bar.met) for bar in bars)
+    cards = [Card("Bars met", f"{met} of {len(bars)}")] if bars else []
+    return Section(
+        "Bars",
+        [Cards(cards), bars_table(bars), *remarks],
+        "Means over seeds against what was set out to be reached.",
     )
 
 

@@ -12,6 +12,7 @@ from counterray.evaluation.report import Report
 from counterray.storage import Location, resolve
 from jobs.reproduction.causal_disentanglement.job import CausalDisentanglement
 from jobs.reproduction.cit_lr.job import CitLrExperiment
+from jobs.reproduction.counterfactual_audit.job import CounterfactualAudit
 
 
 class Outcome(Protocol):
@@ -39,6 +40,7 @@ class Experiment(Protocol):
 _EXPERIMENTS: Mapping[str, Callable[[Path, list[str]], Experiment]] = {
     "causal_disentanglement": CausalDisentanglement.read,
     "cit_lr": CitLrExperiment.read,
+    "counterfactual_audit": CounterfactualAudit.read,
 }
 """Name of each experiment's file to what reads it; a new experiment is added here."""
 

@@ -97,7 +97,7 @@ def main() -> None:
             judges=judges,
             exact=exact_counterfactuals(dataset.manifest),
             validation=validation,
-            settings=Settings(cycles=(1,), law_images=2),
+            settings=Settings(cycles=(1,), law_images=2, minimum_positives=10),
         )
         sampler, noise = way["sampler"], way["abduction"]["noise"]
         images = evaluation.counterfactuals.image

@@ -2,12 +2,12 @@
 
     python tests/benchmarks/mine_ldm_comparison.py --out runs/mine_ldm --arm dldm --seed 0
     python tests/benchmarks/mine_ldm_comparison.py --out runs/mine_ldm --arm cldm --seed 0
-    python tests/benchmarks/mine_ldm_comparison.py --out runs/mine_ldm --arm beta_vae --seed 0
+    python tests/benchmarks/mine_ldm_comparison.py --out runs/mine_ldm --arm beta_vae --seed 0 --size 64
 
-Each call trains one arm with the shipped settings in the plain loop and writes ``<out>/<arm>-<seed>.json``; a
+Each call trains one arm with the shipped settings in the plain loop and writes ``<arm>-<seed>.json``; a
 finished run is not repeated, and what arms share (data, judges, autoencoder) is made once. The diffusions
-are scored as the paper draws, and with two settings of ours. Every call prints the table of finished runs.
-One core, 64x64: about six minutes for what is shared, six for an arm.
+are scored as the paper draws, and with settings of ours (`VARIANTS`). Every call prints the table of finished
+runs.
 
 Each test image is given another level of sex, and another of the scanner, drawn at random. Judges of other
 patients and another seed than that of the losses read the attribute (effectiveness) and compare features
@@ -46,8 +46,7 @@ from counterray.models.predictors import load_judge
 from counterray.storage import resolve
 from counterray.training.loop import train
 
-SIZE = 64
-TRAIN, TEST = 3000, 300
+TRAIN, TEST = 4000, 300
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs" / "train"
 ATTRIBUTES = ("scanner", "sex")
 CRITIC_STEPS = 400
@@ -56,8 +55,16 @@ VARIANTS = {
     "": {},
     "guided": {"sampler": {"guidance_scale": 5.0}},
     "deep": {"start": 500, "sampler": {"guidance_scale": 3.0, "steps": 50}},
+    "inverted": {
+        "start": 1000,
+        "sampler": {"steps": 25},
+        "abduction": {"noise": "inverted", "residual": True},
+    },
 }
-"""Name to how a diffusion generates: as the paper does, under guidance, and from t0 = 500 under guidance."""
+"""Name to how a diffusion generates: as the paper does, under guidance, from t0 = 500 under guidance, and
+from the image's own noise at T, with what the decoder leaves out of it added again."""
+JUDGES = {"classifier": (), "demographic": ("steps=1000",)}
+"""Judges that score, to their settings: at 32 px scanners are hard to tell after the shipped 300 steps."""
 BETA = ("attributes=[sex, scanner]", "weights.kl=1.0")
 
 
@@ -85,7 +92,7 @@ def minibatches(batch, size, seed):
 def describe(batch):
     """What a stage may know of the phantom."""
     return DatasetInfo(
-        image_size=SIZE,
+        image_size=batch.image.shape[-1],
         finding_names=batch.finding_names,
         vocabulary=VOCABULARY,
         mask_names=tuple(sorted(batch.masks)),
@@ -121,15 +128,16 @@ def trained(place, config, batch, seed, inputs=None, overrides=()):
     return open_bundle(str(place))
 
 
-def prepare(folder):
+def prepare(folder, size):
     """Data, the judge of the losses (fold a), the judges that score (fold b)."""
-    data = cached(folder / "train.pickle", lambda: make_batch(TRAIN, SIZE, seed=1))
-    test = cached(folder / "test.pickle", lambda: make_batch(TEST, SIZE, seed=2))
+    data = cached(folder / "train.pickle", lambda: make_batch(TRAIN, size, seed=1))
+    test = cached(folder / "test.pickle", lambda: make_batch(TEST, size, seed=2))
     first = torch.tensor([fold_of(patient) == "a" for patient in data.patient_ids])
     one, other = data.select(first.nonzero()[:, 0]), data.select((~first).nonzero()[:, 0])
     judge = trained(folder / "judge", "classifier", one, 11)
     scorers = {
-        name: load_judge(trained(folder / name, name, other, 22)) for name in ("classifier", "demographic")
+        name: load_judge(trained(folder / name, name, other, 22, overrides=overrides))
+        for name, overrides in JUDGES.items()
     }
     return data, test, judge, scorers
 
@@ -167,7 +175,7 @@ def edited(generator, batch, name, codes):
 def exact(batch, name, codes):
     """The phantom's own counterfactuals, descendants of the attribute included."""
     observed = {**parents_of(batch), "image": batch.image}
-    return exact_scm(SIZE).counterfactual(observed, {name: codes.double()})["image"].float()
+    return exact_scm(batch.image.shape[-1]).counterfactual(observed, {name: codes.double()})["image"].float()
 
 
 @torch.no_grad()
@@ -246,11 +254,17 @@ def measured_information(vae_bundle, perturbation_bundle, data, test, seed):
     return found
 
 
+def folder_of(arguments):
+    """Where everything of one image size lies."""
+    return arguments.out / f"{arguments.size}px"
+
+
 def run(arguments):
     """Trains and scores one arm; returns its record."""
-    data, test, judge, scorers = prepare(arguments.out)
+    folder = folder_of(arguments)
+    data, test, judge, scorers = prepare(folder, arguments.size)
     start = time.perf_counter()
-    made, vae, perturbation = generator_bundle(arguments.out, arguments.arm, data, judge, arguments.seed)
+    made, vae, perturbation = generator_bundle(folder, arguments.arm, data, judge, arguments.seed)
     few, scored = test.select(torch.arange(8)), {}
     for name, settings in VARIANTS.items():
         if settings and arguments.arm == "beta_vae":
@@ -258,7 +272,7 @@ def run(arguments):
         generator = open_generator(made, settings=settings)
         scored[name] = score(generator, test, scorers)
         images = [edited(generator, few, "sex", torch.full((8,), float(code))) for code in (0, 1)]
-        torch.save((few.image, *images), arguments.out / f"{arguments.arm}-{arguments.seed}-{name}.pt")
+        torch.save((few.image, *images), folder / f"{arguments.arm}-{arguments.seed}-{name}.pt")
     figures = {"variants": scored}
     if perturbation is not None:
         figures |= {
@@ -272,6 +286,7 @@ def run(arguments):
     return {
         "arm": arguments.arm,
         "seed": arguments.seed,
+        "size": arguments.size,
         "seconds": time.perf_counter() - start,
         **real,
         **figures,
@@ -308,13 +323,14 @@ def main():
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--arm", choices=ARMS, default="dldm")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, default=32, help="edge of the images [px]")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    result = arguments.out / f"{arguments.arm}-{arguments.seed}.json"
+    result = folder_of(arguments) / f"{arguments.arm}-{arguments.seed}.json"
     if not result.exists():
         record = run(arguments)
         result.write_text(json.dumps(record, indent=2))
-    sys.stdout.write(table(arguments.out) + "\n")
+    sys.stdout.write(table(folder_of(arguments)) + "\n")
 
 
 if __name__ == "__main__":

@@ -89,6 +89,9 @@ SMALL_WORLDS = {
     "calibration.replicates": 2,
     "calibration.individuals": 100,
     "calibration.learning": 100,
+    "phantom.pool": 300,
+    "phantom.individuals": 50,
+    "phantom.learning": 100,
 }
 
 

@@ -11,25 +11,28 @@ from counterray.audits.classifiers.contract import ClassifierError
 from counterray.audits.errors import AuditError
 from counterray.bundle import write_bundle
 from counterray.config import validate
+from counterray.models.mine_ldm.generator import AttributeGenerator, open_ldm
 from counterray.models.predictors.classifier import ClassifierConfig, ClassifierStage
 from counterray.models.predictors.demographic import DemographicConfig, DemographicStage
 from counterray.models.predictors.identity import IdentityEncoderConfig, IdentityEncoderStage
 from counterray.storage import resolve
 from jobs.ancestry import trained_on
-from jobs.auditing.assembly import associational
 from jobs.auditing.candidates import open_candidates
 from jobs.auditing.counting import count
 from jobs.auditing.export import TEMPLATE_FILE, export_images
 from jobs.auditing.judging import Jury, gate_readings
 from jobs.auditing.making import Source
 from jobs.auditing.planning import judge_bundles, make_plan
+from jobs.auditing.reporting import read_salt, report_of
+from jobs.auditing.representation import cit_lr_beside, read_representation
 from jobs.auditing.request import AuditJobConfig
 from jobs.auditing.scoring import Scorer, read_scores
 from jobs.auditing.sets import ImageSet, SetChunk, Views, counterfactual_set, labels_of, study_table
 from jobs.auditing.work import Hands, Work
 from jobs.generation.request import GenerationError
-from tests.audit_scores import scores_of
+from jobs.generation.selection import read_batch
 from tests.phantom_dataset import write_dataset
+from tests.small_mine_ldm import chain
 
 BRIGHT, NAN, CONSTANT, BIRDS, FAILING = (
     f"tests.audited_functions:{name}"
@@ -198,11 +201,74 @@ def test_an_exact_audit_end_to_end_and_nothing_done_twice(dataset, tmp_path):
     kept = [row for row, target in enumerate(audit.scores.targets) if "edema" in target.finding]
     np.testing.assert_allclose(own[kept], audit.scores.observed[kept], atol=1e-6)
     np.testing.assert_array_equal(own[kept], audit.scores.placebo[kept, :, 0])
-    json.dumps(result.as_json(), allow_nan=False)
 
     again, done = run(plan, source, roll, chosen)
     assert done == ([], [], [])
-    assert again.as_json() == result.as_json()
+    first, second = (
+        report_of(each, plan, source, Jury({}, source), chosen, salt=read_salt(resolve(tmp_path)))
+        for each in (result, again)
+    )
+    assert first.html() == second.html()
+    assert first.as_json() == second.as_json()
+
+
+def test_the_report_has_all_of_it_and_names_nobody(dataset, tmp_path):
+    plan, source, roll, chosen = planned(
+        dataset,
+        tmp_path,
+        attributes=("sex", "view"),
+        classifiers=(BRIGHT, NAN, BIRDS),
+        causes={"parents": {"image": ["sex", "heart"], "heart": ["sex"]}, "legitimate": {"heart": "anatomy"}},
+    )
+    result, _ = run(plan, source, roll, chosen)
+    report = report_of(result, plan, source, Jury({}, source), chosen, salt=read_salt(resolve(tmp_path)))
+    page, said, told = report.html(), report.as_json(), report.markdown()
+    json.dumps(said, allow_nan=False)
+    [attribute] = said["attributes"]
+    for finding in attribute["audits"][0]["findings"]:
+        assert finding["sentence"] in page
+    assert {each["test"] for each in attribute["associations"]} >= {"demographic_parity", "equalised_odds"}
+    assert "CIT-LR is not among them: it needs a representation" in page
+    assert page.count("data:image/png;base64,") >= 4 * 3
+    assert len(attribute["examples"]) == 8
+    assert attribute["performance"][f"{BRIGHT}, edema"]["by_level"].keys() == {"female", "male"}
+    assert attribute["causes"]["paths"][1]["reason"] == "anatomy"
+    for text in (page, told):
+        assert "view" in text
+        assert "none of them is among" in text
+        assert "no finite numbers" in text
+        assert dataset.manifest.fingerprint in text
+    assert said["bundles"][f"classifier {BRIGHT} (function)"] == roll.candidates[0].fingerprint
+    assert f"Thresholds of {BRIGHT}" in page
+    assert said["refused"]["classifiers"][BIRDS] in result.refused["classifiers"][BIRDS]
+    studies = plan.observed.studies
+    names = {*studies["patient_id"].to_pylist(), *studies["image_id"].to_pylist()}
+    assert not any(f">{name}<" in page or f" {name}" in told for name in names)
+    assert not any(name in json.dumps(said["attributes"]) for name in names if len(name) > 6)
+
+
+def test_cit_lr_stands_beside_where_the_generator_has_a_representation(dataset, tmp_path):
+    """A small mine_ldm, hardly trained: what is tested is that its T(u) arrives, row by row."""
+    only = {"attributes": ("sex",)}
+    bundle = chain(tmp_path / "mine_ldm", steps=1, perturbation=only, ldm=only)["ldm"]
+    model = open_ldm(bundle)
+    plan, source, roll, chosen = planned(dataset, tmp_path, null_interventions=1)
+    source._generator = AttributeGenerator(model)
+    result, _ = run(plan, source, roll, chosen)
+    audit = result.attributes["sex"]
+    made = cit_lr_beside(
+        audit.scores, source.open(), audit.images, chosen.audit, kept=audit.kept, cache=source.cache
+    )
+    assert made.rows == 60
+    assert len(made.delta) == len(audit.scores.targets)
+    first = read_batch(dataset, audit.images.chunks[-1].studies)
+    pooled = torch.nn.functional.adaptive_avg_pool2d(model.encode(first.image), 2).flatten(1)
+    kept = read_representation(source.cache, audit.images)
+    np.testing.assert_allclose(kept[-len(pooled) :], pooled.detach().numpy(), atol=1e-6)
+    report = report_of(result, plan, source, Jury({}, source), chosen, salt=read_salt(resolve(tmp_path)))
+    [attribute] = report.as_json()["attributes"]
+    assert {each["test"] for each in attribute["associations"]} >= {"cit_lr", "cit_lr_orthogonal"}
+    assert attribute["without_cit_lr"] == ""
 
 
 def test_another_audit_of_the_same_cache_makes_no_image_again(dataset, tmp_path):
@@ -347,7 +413,9 @@ def test_readings_by_hand():
     """Two studies of each of two levels; the worst level decides."""
     import pyarrow as pa
 
-    studies = pa.table({"attribute.sex": ["f", "f", "m", "m"], "number": [0, 1, 2, 3]})
+    studies = pa.table(
+        {"attribute.sex": ["f", "f", "m", "m"], "number": [0, 1, 2, 3], "patient_id": ["p", "q", "r", "s"]}
+    )
     chunk = SetChunk("c", "p", Views("sex", ("f", "m"), 1), studies)
     judged = {
         "composition": np.array([[0] * 4, [0.1, 0.3, 9, 9], [9, 9, 0.2, 0.2]]),
@@ -367,6 +435,12 @@ def test_readings_by_hand():
         one.gate: one for one in gate_readings(judged, ImageSet((chunk,), studies), labels, kept=range(4))
     }
     assert found["composition"].value == pytest.approx(0.2)
+    assert (found["composition"].images, found["effectiveness"].images) == (4, 2)
+    # 0.1, 0.3, 0.2, 0.2: standard deviation 0.0816, t of 3 degrees of freedom.
+    assert found["composition"].high == pytest.approx(0.2 + 3.182 * 0.08165 / 2, abs=1e-4)
+    # One of two, exactly: of Clopper and Pearson, with patients that vary counted as one less.
+    assert found["effectiveness"].low < 0.03
+    assert found["effectiveness"].high > 0.97
     assert (found["identity"].value, found["identity"].note) == (pytest.approx(0.7), "worst at m")
     assert (found["off_target"].value, found["off_target"].judge) == (pytest.approx(0.3), "d")
     assert (found["effectiveness"].value, found["effectiveness"].note) == (0.5, "worst at f")
@@ -378,16 +452,6 @@ def test_readings_by_hand():
 
 
 # beside it
-
-
-def test_associational_audits_stand_beside_and_say_what_they_could_not():
-    own = np.arange(40) % 2
-    intervened = np.stack([np.where(own == 0, 0.2, 0.8)] * 2, axis=-1)[None]
-    scores = scores_of(intervened, own=own, labels=np.zeros((1, 40)))
-    [found] = associational(scores, config().audit).values()
-    assert found["demographic_parity"]["difference"] == 1
-    assert "among those with the finding" in found["equal_opportunity"]["refused"]
-    assert found["group_performance"]["by_level"]["level 0"]["specificity"]["value"] == 1
 
 
 def test_a_study_whose_image_could_not_be_made_is_left_out(dataset, tmp_path):

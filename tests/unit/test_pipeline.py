@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from counterray.config import ConfigError, validate
-from jobs.pipeline import PipelineConfig
+from jobs.pipeline_config import PipelineConfig
 
 STAGES: dict[str, dict[str, Any]] = {
     "text": {"config": "text.yaml"},
@@ -50,10 +50,10 @@ def test_a_bundle_is_no_dataset():
         pipeline({"next": {"config": "a.yaml", "data": "gsvae"}})
 
 
-@pytest.mark.parametrize("name", ["data", "refined", "report"])
+@pytest.mark.parametrize("name", ["data", "refined", "report", "audit"])
 def test_a_stage_does_not_take_a_folder_that_the_pipeline_makes(name):
     with pytest.raises(
-        ConfigError, match=rf"stages\.{name}: .* folder of that name .* data, refined, report"
+        ConfigError, match=rf"stages\.{name}: .* folder of that name .* data, refined, report, audit"
     ):
         pipeline({name: {"config": "a.yaml"}})
 
@@ -62,3 +62,29 @@ def test_a_stage_s_folder_does_not_lie_in_another_s():
     """What one of them deletes or claims would be the other's."""
     with pytest.raises(ConfigError, match=r"stages\.data/extra: .* folder of that name"):
         pipeline({"data/extra": {"config": "a.yaml"}})
+
+
+def audited(**settings: Any) -> dict[str, Any]:
+    return {"audit": {"classifiers": ["text"], "attributes": ["sex"], **settings}}
+
+
+def test_a_pipeline_may_end_with_an_audit_alone():
+    config = pipeline(generator=None, **audited())
+    assert config.audit is not None
+    assert config.audit.generator == "exact"
+    assert pipeline(**audited(generator="ldm", judges=["text"])).audit.generator == "ldm"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (audited(classifiers=["other"]), r"audit\.classifiers = 'other' is no stage"),
+        (audited(generator="other"), r"audit\.generator = 'other' is no stage"),
+        (audited(judges=["latents"]), r"audit\.judges = 'latents' is an encoding"),
+        (audited(attributes=[]), "audit.attributes"),
+        ({"generator": None}, "neither generator nor audit is set"),
+    ],
+)
+def test_an_audit_names_trainings(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        pipeline(**settings)

@@ -12,16 +12,17 @@ from counterray.data.dataset import DatasetManifest
 from counterray.data.study import Batch
 from counterray.evaluation.counterfactuals import Counterfactuals
 from counterray.evaluation.pictures import grey_picture
-from jobs.pipeline import EncodeRun, StageRun
+from jobs.pipeline_config import EncodeRun, StageRun
 from jobs.reproduction.bars import Bar, Spread, bars_table
 from jobs.reproduction.causal_disentanglement.experiment import Arm, make_plan, read_settings
 from jobs.reproduction.causal_disentanglement.pictures import picture_rows, pictures_section
 from jobs.reproduction.causal_disentanglement.report import Outcome
 from jobs.reproduction.causal_disentanglement.tables import (
     ablation,
-    contradictions,
     counterfactual_bars,
+    never_arrived,
     rare_bars,
+    steps_beside,
     utility_scores,
 )
 from jobs.reproduction.job import read_experiment
@@ -195,7 +196,12 @@ PICTURES = {name: f"data:image/png;base64,{name}" for name in ("input", "made", 
 def scored(**values):
     """A seed's file of scores; ``__`` and ``_of_`` spell the brackets of a key."""
     metrics = {name: {"value": value} for name, value in values.items()}
-    return {"metrics": metrics, "pictures": [{"caption": "clear; asked for: edema", **PICTURES}]}
+    return {
+        "metrics": metrics,
+        "studies": 30,
+        "optimised": 0,
+        "pictures": [{"caption": "clear; asked for: edema", **PICTURES}],
+    }
 
 
 def seed_scores(frechet, auroc, error=0.03, no_edit=0.05, nearest=0.08, heart=0.04):
@@ -236,7 +242,8 @@ def test_the_ablation_has_a_row_for_each_arm():
 
 def test_steps_that_go_as_in_the_paper_contradict_nothing():
     scores = {"first": [seed_scores(10, 0.6)], "second": [seed_scores(9, 0.7)]}
-    assert contradictions(ablation(ARMS, scores)) == []
+    steps = steps_beside(ablation(ARMS, scores), fewest=10)
+    assert (steps.compared, steps.against, steps.left_out) == (2, (), ())
 
 
 def test_a_step_that_goes_the_other_way_is_said():
@@ -244,15 +251,27 @@ def test_a_step_that_goes_the_other_way_is_said():
         "first": [seed_scores(10, 0.6), seed_scores(10, 0.6)],
         "second": [seed_scores(14, 0.7), seed_scores(9, 0.7)],
     }
-    [sentence] = contradictions(ablation(ARMS, scores))
+    [sentence] = steps_beside(ablation(ARMS, scores), fewest=10).against
     assert sentence.startswith("Fréchet distance: the paper goes from 22.82 (First) to 20.48 (+ second)")
     assert sentence.endswith("in 1 of 2 seeds.")
 
 
-def test_a_step_whose_numbers_are_missing_is_no_contradiction():
+def test_a_step_whose_numbers_are_missing_is_not_compared():
     scores = {"first": [seed_scores(10, 0.6)], "second": [seed_scores(9, 0.7)]}
     scores["second"][0]["metrics"]["frechet_distance"]["value"] = None
-    assert contradictions(ablation(ARMS, scores)) == []
+    steps = steps_beside(ablation(ARMS, scores), fewest=10)
+    assert (steps.compared, steps.against) == (1, ())
+
+
+def test_a_step_that_optimises_the_noise_of_two_images_is_not_compared():
+    arms = {"first": ARMS["first"], "second": ARMS["second"].model_copy(update={"optimise": True})}
+    scores = {"first": [seed_scores(10, 0.6)], "second": [seed_scores(14, 0.5)]}
+    scores["second"][0]["optimised"] = 2
+    steps = steps_beside(ablation(arms, scores), fewest=10)
+    assert (steps.compared, steps.against) == (0, ())
+    assert "noise was optimised in 2 of 30 images" in steps.left_out[0]
+    scores["second"][0]["optimised"] = 10
+    assert len(steps_beside(ablation(arms, scores), fewest=10).against) == 2
 
 
 def test_bars_of_the_full_arm():
@@ -266,6 +285,7 @@ def rare_seed(ratio=0.92, diversity=0.9, reached=None, times=30.0):
     entry = {
         "auroc": 0.9,
         "ratio": ratio,
+        "interval": {"low": ratio - 0.1, "high": ratio + 0.1},
         "diversity": diversity,
         "deviation": 0.9,
         "distance": 0.5,
@@ -299,17 +319,23 @@ def rare_seed(ratio=0.92, diversity=0.9, reached=None, times=30.0):
 
 
 def test_bars_of_rare_findings():
-    ratio, diversity, times = rare_bars([rare_seed(), rare_seed(ratio=0.86, diversity=0.6)])
+    seeds = [rare_seed(), rare_seed(ratio=0.86, diversity=0.6)]
+    ratio, diversity = rare_bars(seeds)
     assert (ratio.spread.mean, ratio.met) == (pytest.approx(0.89), False)
     assert (diversity.spread.mean, diversity.met) == (pytest.approx(0.75), False)
-    assert times.verdict == "met, by 20.0"
-    assert times.note.startswith("in 2 of 2 seeds it never is, in up to 20 iterations")
+    assert never_arrived(seeds) == (
+        "In 2 of 2 seeds Algorithm 2 as printed never comes as near to its targets as ours does, in up to 20 "
+        "iterations and at least 30 times our time."
+    )
 
 
 def test_an_algorithm_2_that_arrives_soon_misses_the_bar():
     arrived = {"iterations": 20, "seconds": 0.3, "distance": 0.4}
-    times = rare_bars([rare_seed(reached=arrived, times=3.0)])[2]
+    seeds = [rare_seed(reached=arrived, times=3.0)]
+    times = rare_bars(seeds)[2]
     assert times.verdict == "missed by 7.00"
+    assert never_arrived(seeds) == ""
+    assert rare_bars([*seeds, rare_seed()])[2].note == "in 1 of 2 seeds; in the others it never is"
 
 
 def utility_seed(gain):
@@ -320,6 +346,14 @@ def utility_seed(gain):
         "synthetic": 60,
         "real": 300,
         "rare": ["pneumothorax"],
+        "test": 200,
+        "positives": {"edema": 30, "pneumothorax": 5},
+        "seed": 0,
+        "metrics": {
+            f"downstream_{name}_gain[{finding}]": {"value": gain, "low": -0.1, "high": 0.2}
+            for name in ("auroc", "sensitivity", "ppv", "f1")
+            for finding in ("edema", "pneumothorax")
+        },
         "scores": {"real": real, "with synthetic": more},
     }
 
@@ -358,7 +392,7 @@ def test_the_tables_are_plain_json_with_every_seed():
     assert again["ablation"][0]["published"] == {"frechet_distance": 7.25, "auroc": 0.811}
     assert again["ablation"][1]["published"] == {}
     assert again["ablation"][0]["frechet_distance"]["seeds"] == [5.0]
-    assert len(again["bars"]) == 4 + 3
+    assert len(again["bars"]) == 4 + 2
     assert again["counterfactuals"]["edema"]["effectiveness_ratio"]["mean"] == 0.97
     assert again["counterfactuals"]["pneumothorax"]["effectiveness_ratio"]["mean"] is None
 
@@ -368,6 +402,10 @@ def test_the_page_shows_all_four_tables():
     for text in ("(a) Ablation", "(b) Counterfactuals", "(c) Rare findings", "(d) Downstream use"):
         assert text in page
     assert "missed by 0.050" in page
+    assert "In 1 of 1 seeds Algorithm 2 as printed never comes as near" in page
+    assert "pneumothorax 5. A rate rests on these alone." in page
+    assert "+0.100 (-0.100 to +0.200)" in page
+    assert "way that they go in the paper" not in page, "of these two arms one has no published number"
     assert "0.811" in page
     assert "Algorithm 2, 20 iterations" in page
 

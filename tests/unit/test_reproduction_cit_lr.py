@@ -9,7 +9,7 @@ from counterray.config import ConfigError
 from jobs.reproduction.cit_lr.experiment import METHODS, SETTINGS, CalibrationRun, WorldRun
 from jobs.reproduction.cit_lr.job import CitLrExperiment
 from jobs.reproduction.cit_lr.report import Outcome
-from jobs.reproduction.cit_lr.tables import bars, by_strength, correlation
+from jobs.reproduction.cit_lr.tables import bars, by_strength, correlation, distances
 from tests.conftest import ROOT
 
 FILE = ROOT / "jobs" / "configs" / "reproduce" / "cit_lr.yaml"
@@ -31,6 +31,7 @@ SMALL = experiment("worlds=[linear]", "seeds=[0,1]", "strengths=[0,1]")
         ("strengths=[0.5]", "with 0 among them"),
         ("reference={linear: {magic: 1}}", "reference names 'magic'; methods: cit_lr_shipped"),
         ("calibration.null_generators=5", "greater than or equal to 19"),
+        ("phantom.pool=1000", r"pool = 1000 studies are too few to draw 400 \+ 200 anew"),
     ],
 )
 def test_settings_that_cannot_be_run_are_refused(override, message):
@@ -46,6 +47,12 @@ def test_what_does_not_decide_a_measurement_does_not_repeat_it():
     assert WorldRun(changed, "linear", 0).request("world") != world.request("world")
     assert world.folder == "seed-0/linear"
     assert CalibrationRun(SMALL, "power").folder == "calibration/power"
+    images = experiment("phantom.pool=5000")
+    for setting in SETTINGS:
+        same = CalibrationRun(SMALL, setting).request("calibration") == CalibrationRun(
+            images, setting
+        ).request("calibration")
+        assert same != setting.startswith("phantom")
 
 
 def classifier(strength, eca, p, flip):
@@ -77,7 +84,7 @@ def rates(setting):
         "replicates": 400,
         "rejected": 0.0 if setting.endswith("abducted") else 0.95 if setting == "power" else 0.05,
         "rejected_randomised": 0.06,
-        "rejected_delta": 0.05,
+        "rejected_delta": None if setting in ("learned_without_graph", "phantom_learned") else 0.05,
         "invariant": 0.03,
         "depends": 0.01,
         "request": {},
@@ -109,14 +116,35 @@ def test_rejections_by_strength():
 
 def test_bars():
     found = {bar.name: bar for bar in bars(SMALL, WORLDS, CALIBRATION)}
-    assert len(found) == 1 + 1 + 5 + 2 + 1
-    assert all(bar.met for bar in found.values())
+    assert len(found) == 1 + 1 + 4 + 7 + 2 + 1
+    earlier = {name for name in found if "off the earlier measurement's" in name}
+    assert all(bar.met for name, bar in found.items() if name not in earlier)
+    assert [found[name].met for name in earlier] == [None] * 4  # both seeds here are equal: no spread
     time = next(bar for name, bar in found.items() if name.startswith("CPU time"))
     assert time.spread.mean == pytest.approx(2 / 55)
     still = next(bar for name, bar in found.items() if "exact generator, noise kept" in name)
-    assert "0.060 with ties broken at random, 0.000 as verdicts use it" in still.note
+    assert "0.000 [0.000, 0.009] as verdicts use it, 0.060 [0.039, 0.088] with ties broken at" in still.note
+    assert not any("against its own null interventions" in name for name in found)
+    # Where something moves, the p-value that verdicts use is what is held against the bar.
+    loud = {**CALIBRATION, "phantom_learned": CALIBRATION["phantom_learned"] | {"rejected": 0.08}}
+    assert [bar.name for bar in bars(SMALL, WORLDS, loud) if bar.met is False] == [
+        "Type I error off 0.05: phantom, learned generator, against null generators"
+    ]
     missed = {**CALIBRATION, "power": CALIBRATION["power"] | {"rejected": 0.8}}
-    assert not all(bar.met for bar in bars(SMALL, WORLDS, missed))
+    assert [bar.name for bar in bars(SMALL, WORLDS, missed) if bar.met is False] == [
+        "Power at a true mean |effect| of 0.05, n = 500"
+    ]
+
+
+def test_distances_from_the_earlier_measurement_by_hand():
+    other = measured(1)
+    other["classifiers"][2]["dp_welch"], other["classifiers"][3]["dp_welch"] = 0.8, 0.95
+    found = {seed["seed"]: correlation(seed, "dp_welch") for seed in (measured(0), other)}
+    # -log10 p: .046, 0, .097, .022 against 0, .01, .3, .5.
+    assert found == pytest.approx({0: 0.8, 1: 0.0})
+    [distance] = distances(SMALL, {"linear": [measured(0), other]})["dp_welch"].values()
+    # Mean 0.4, deviation 0.8 / √2; two seeds here and two there: √(1/2 + 1/2) = 1. Earlier it was 0.20.
+    assert distance == pytest.approx((0.4 - 0.20) / (0.8 / math.sqrt(2)))
 
 
 def test_the_tables_are_plain_json_and_the_page_shows_them():

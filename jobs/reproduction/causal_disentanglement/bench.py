@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from counterray.bundle import Bundle, open_bundle
-from counterray.config import validate
+from counterray.config import ConfigError, validate
 from counterray.data.batching import fold_of, read_batches
 from counterray.data.dataset import Dataset, open_dataset
 from counterray.data.study import Batch
@@ -154,7 +154,7 @@ class RareNoise:
         optimise: How noise is optimised unless told otherwise.
 
     Raises:
-        ValueError: If fewer than two training images show one of them.
+        ConfigError: If fewer than two training images show one of them.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class RareNoise:
         for name in findings:
             images = training.image[shows(training, name, 1)[:references]]
             if len(images) < 2:
-                raise ValueError(
+                raise ConfigError(
                     f"{len(images)} of {len(training)} training images show {name.replace('_', ' ')}; noise "
                     "optimisation needs 2 or more: ingest more studies or raise scoring.training_studies."
                 )

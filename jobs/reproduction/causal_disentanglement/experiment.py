@@ -11,36 +11,25 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from counterray import catalog
-from counterray.config import Config, load, validate
+from counterray.config import Config, ConfigError, load, validate
 from counterray.data.ingest import IngestConfig
+from counterray.data.labels import FINDINGS
 from counterray.diffusion.noise_optimisation import NoiseOptimisationConfig
+from counterray.diffusion.schedule import ScheduleConfig, sampling_scheduler
 from counterray.evaluation.downstream import DownstreamConfig
+from counterray.evaluation.opening import require_settings
 from counterray.models.pathology_ldm.encoding import EncodeConfig
 from counterray.reports.transform import RefineConfig
-from jobs.pipeline import EncodeRun, StageRun, prepare
+from jobs.pipeline import prepare
+from jobs.pipeline_config import EncodeRun, StageRun
+from jobs.reproduction.seeds import Seeds
+from jobs.reproduction.training import SCORING_SEED, Training
 
 LOSS_JUDGES = ("pathology", "identity")
 """Judges that the losses look at."""
 
 SCORING_JUDGES = ("classifier", "segmentor")
 """Judges that score."""
-
-SCORING_SEED = 1000
-"""What the seed of a judge that scores is ahead of its experiment's, so that it is no loss's judge."""
-
-
-class Training(Config):
-    """A training that arms share or start from."""
-
-    config: str
-    """Training YAML, relative to the experiment's file."""
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """Settings on top of it, by dotted name."""
-
-    def run(self, seed: int, **more: Any) -> StageRun:
-        """The training with a seed, and with ``settings``, ``inputs`` or ``data`` of its own."""
-        settings = {**self.settings, **more.pop("settings", {}), "seed": seed}
-        return StageRun(config=self.config, settings=settings, **more)
 
 
 class Arm(Config):
@@ -119,7 +108,7 @@ class Experiment(Config):
     """The arm that has it all: the one whose counterfactuals are looked at in depth."""
     arms: tuple[str, ...] = ()
     """Arms to run; all where empty."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: Seeds = (0, 1, 2)
     """Each repeats the judges, all trainings and all draws on the same data."""
     scoring: Scoring = Scoring()
     """What every arm is scored on."""
@@ -143,8 +132,6 @@ class Experiment(Config):
                 raise ValueError(f"{name!r} is no arm; arms: {known}")
         if set(self.judges) != {*LOSS_JUDGES, *SCORING_JUDGES}:
             raise ValueError(f"judges must be {', '.join((*LOSS_JUDGES, *SCORING_JUDGES))}")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds {list(self.seeds)} must be one or more different numbers from 0")
         return self
 
 
@@ -180,8 +167,9 @@ def make_plan(path: Path, config: Experiment) -> Plan:
         config: Its content.
 
     Raises:
-        ConfigError: If a setting of a training is unknown or refused.
+        ConfigError: If a setting of a training or of a measurement is unknown or refused.
     """
+    _require_measurable(config)
     stages: dict[str, StageRun | EncodeRun] = {}
     prepared: dict[str, dict[str, Any]] = {}
     models: dict[tuple[int, str], str] = {}
@@ -212,6 +200,25 @@ def make_plan(path: Path, config: Experiment) -> Plan:
             prepared[model] = prepare(path, config.pathology_ldm.run(seed, settings=arm.pathology_ldm))
             models[seed, name] = model
     return Plan(stages, prepared, models)
+
+
+def _require_measurable(config: Experiment) -> None:
+    """Finds before the trainings what the measurements after them would refuse."""
+    for name in config.chosen:
+        try:
+            require_settings("pathology_ldm", config.ablation[name].generation)
+        except ConfigError as error:
+            raise ConfigError(f"ablation.{name}.generation: {error}") from error
+    schedule = ScheduleConfig.model_validate(config.pathology_ldm.settings.get("schedule", {}))
+    try:
+        sampling_scheduler(schedule, "ddim", config.rare.optimise.steps)
+    except ValueError as error:
+        raise ConfigError(f"rare.optimise.steps: {error}") from error
+    unknown = sorted(set(config.downstream.findings) - set(FINDINGS))
+    if unknown:
+        raise ConfigError(
+            f"downstream.findings names {unknown[0]!r}, which is none of: {', '.join(FINDINGS)}."
+        )
 
 
 def _owners(config: Experiment, arm: str) -> tuple[str, str, str]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,10 +17,13 @@ from counterray.data.study import Batch
 from counterray.diffusion.noise_optimisation import NoiseOptimisationConfig
 from counterray.diffusion.targets import target_distance
 from counterray.evaluation.auroc import auroc
+from counterray.evaluation.counterfactuals import patients
 from counterray.evaluation.diversity import feature_deviation, mean_pairwise_distance
 from counterray.evaluation.features import extract_features, feature_judge
+from counterray.evaluation.intervals import Floats, Rows
 from counterray.evaluation.judge import open_judge
 from counterray.evaluation.metric import Judge
+from counterray.evaluation.two_sample import two_sample_bootstrap
 from counterray.models.generator import PREFIX, Edit, image_seed
 from counterray.models.pathology_ldm.prompts import PromptSource, edited_prompts, study_prompts
 from counterray.nn.text import TextStates
@@ -37,7 +43,8 @@ def rare_edits(bench: Bench) -> dict[str, Any]:
 
     Returns:
         ``order``: the findings, the rarest first. ``findings``: name to ``without`` and ``with`` (both
-        ``auroc``, ``ratio``, ``diversity``, ``deviation``, ``distance``, ``seconds`` a sample) and ``real``.
+        ``auroc``, ``ratio``, its ``interval``, ``diversity``, ``deviation``, ``distance``, ``seconds`` a
+        sample) and ``real``.
         ``printed``: of the rarest, see `against_printed`.
     """
     bundles, settings = bench.bundles(), bench.experiment.rare
@@ -118,9 +125,10 @@ def _compared(
     def score(image: Tensor) -> Tensor:
         return judge.scores(image)[:, column].double()
 
-    present, absent = real.image[shows(real, finding, 1)], real.image[shows(real, finding, 0)]
-    reference = _area(score(present), score(absent))
-    class_features = extract_features(features, present)
+    present, absent = (shows(real, finding, value) for value in (1, 0))
+    truth = Truth(score(real.image[present]), score(real.image[absent]), real, torch.cat([present, absent]))
+    reference = _area(truth.positive, truth.negative)
+    class_features = extract_features(features, real.image[present])
     with torch.no_grad():
         own = model.prompts(study_prompts(asked.source, prompts))
         redrawn = model.draw(own, noise=asked.initial, seeds=asked.seeds)
@@ -139,6 +147,7 @@ def _compared(
         outcome[name] = {
             "auroc": area,
             "ratio": area / reference,
+            "interval": _ratio_interval(score(image), unchanged, patients(asked.source), truth),
             "diversity": mean_pairwise_distance(ours) / mean_pairwise_distance(class_features),
             "deviation": feature_deviation(ours) / feature_deviation(class_features),
             "distance": asked.distance(image),
@@ -197,6 +206,41 @@ def _timed(asked: Asked, config: NoiseOptimisationConfig) -> dict[str, float]:
     noise = asked.noise(config)
     seconds = (time.perf_counter() - start) / len(asked)
     return {"seconds": seconds, "distance": asked.distance(asked.image(noise))}
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Real images and what the judge says of them.
+
+    Attributes:
+        positive: Scores of those that show the finding.
+        negative: Scores of those that do not.
+        batch: Where they come from.
+        rows: Of the batch, those that show it first.
+    """
+
+    positive: Tensor
+    negative: Tensor
+    batch: Batch
+    rows: Tensor
+
+    def patients(self) -> tuple[str, ...]:
+        """Of each real image."""
+        names = patients(self.batch)
+        return tuple(names[row] for row in self.rows.tolist())
+
+
+def _ratio_interval(edited: Tensor, unchanged: Tensor, who: Sequence[str], truth: Truth) -> dict[str, float]:
+    """95 % interval of the ratio of AUROCs, over the patients of the edits and of the real images."""
+    scores = torch.cat([truth.positive, truth.negative]).numpy()
+    labels = np.arange(len(scores)) < len(truth.positive)
+
+    def ratio(rows: Rows, real: Rows) -> Floats:
+        reference = auroc(scores[real], labels[real])
+        return np.array([_area(edited[rows], unchanged[rows]) / reference if reference else math.nan])
+
+    [interval] = two_sample_bootstrap(ratio, who, truth.patients())
+    return {"low": interval.low, "high": interval.high}
 
 
 def _area(positive: Tensor, negative: Tensor) -> float:

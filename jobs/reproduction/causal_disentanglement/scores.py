@@ -17,7 +17,7 @@ from counterray.evaluation.settings import Settings
 from counterray.models.pathology_ldm.abduction import Abducted
 from counterray.models.pathology_ldm.editing import NoiseRefinement, text_editor
 from counterray.nn.text import TextStates
-from jobs.reproduction.causal_disentanglement.bench import Bench, RareNoise, shows
+from jobs.reproduction.causal_disentanglement.bench import Bench, RareNoise, rare_findings, shows
 from jobs.reproduction.causal_disentanglement.pictures import picture_rows
 
 _LAW_IMAGES = 8
@@ -28,14 +28,18 @@ def score_arm(bench: Bench) -> dict[str, Any]:
     """Every metric of "this patient with what that patient's prompt says" on the test split.
 
     Returns:
-        ``metrics`` by key, ``absent``: what could not be computed and why, ``studies``, ``pictures``.
+        ``metrics`` by key, ``absent``: what could not be computed and why, ``studies``, ``optimised``: those
+        of them whose noise was, ``pictures``.
     """
     bundles, scoring = bench.bundles(), bench.experiment.scoring
     test, training = bench.read("test", scoring.studies), bench.training()
+    donors = shuffled_donors(test, seed=bench.seed)
+    rare = rare_findings(bench.prevalence()) if bench.settings.optimise else ()
+    optimised = {row for finding in rare for row in shows(donors, finding, 1).tolist()}
     evaluation = evaluate_counterfactuals(
         _editor(bench, training),
         test,
-        shuffled_donors(test, seed=bench.seed),
+        donors,
         judges=Judges(
             classifier=open_judge(bundles["classifier"]),
             segmentor=open_judge(bundles["segmentor"]),
@@ -56,6 +60,7 @@ def score_arm(bench: Bench) -> dict[str, Any]:
         "metrics": as_json(evaluation.metrics),
         "absent": dict(evaluation.absent),
         "studies": len(test),
+        "optimised": len(optimised),
         "pictures": picture_rows(evaluation.counterfactuals),
     }
 

@@ -10,6 +10,7 @@ import torch
 from counterray.data.study import Batch
 from counterray.evaluation.counterfactuals import pieces
 from counterray.evaluation.downstream import downstream_utility
+from counterray.evaluation.metric import as_json
 from counterray.evaluation.opening import gather
 from counterray.models.generator import PREFIX, Edit, edited_findings
 from jobs.reproduction.causal_disentanglement.bench import Bench, rare_findings, shows
@@ -20,17 +21,18 @@ def measure_utility(bench: Bench) -> dict[str, Any]:
     """Trains the network on real images alone and with synthetic ones of the rare findings.
 
     Returns:
-        ``findings``, ``synthetic`` (number of images), ``rare`` (what they show), and ``scores``: arm to
-        ``[findings, measures]``.
+        ``findings``, ``synthetic`` (number of images), ``rare`` (what they show), ``test`` and ``positives``
+        (test images, and those of each finding), ``scores``: arm to ``[findings, measures]``, and
+        ``metrics`` by key, with intervals.
     """
     settings, training = bench.experiment.downstream, bench.training()
     findings = [name for name in settings.findings if name in training.finding_names]
-    synthetic = rare_images(bench, training)
+    synthetic, test = rare_images(bench, training), bench.read("test")
     utility = downstream_utility(
         training,
         synthetic,
         bench.read("validation"),
-        bench.read("test"),
+        test,
         findings=findings,
         seeds=(bench.seed,),
         config=settings.network,
@@ -40,6 +42,9 @@ def measure_utility(bench: Bench) -> dict[str, Any]:
         "synthetic": len(synthetic),
         "real": len(training),
         "rare": list(rare_findings(bench.prevalence())),
+        "test": len(test),
+        "positives": {name: len(shows(test, name, 1)) for name in findings},
+        "metrics": as_json(utility.metrics),
         "scores": {arm: values[0].tolist() for arm, values in utility.scores.items()},
     }
 

@@ -1,11 +1,14 @@
-"""How often the counterfactual audit errs, over freshly drawn worlds whose truth is known."""
+"""How often the counterfactual audit errs, over freshly drawn worlds and patients whose truth is known."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.linear_model import LogisticRegression
 
 from counterray.audits.counterfactual_effect import counterfactual_effect
@@ -15,7 +18,14 @@ from counterray.audits.settings import AuditConfig
 from counterray.audits.worlds.equations import Individuals, World, WorldConfig
 from counterray.audits.worlds.generators import ExactGenerator, Generator, StructuralModel
 from counterray.audits.worlds.pool import DialledClassifier, pool_scores
-from jobs.reproduction.cit_lr.experiment import Calibration, CalibrationRun, Setting
+from jobs.reproduction.cit_lr.experiment import (
+    PHANTOM,
+    Calibration,
+    CalibrationRun,
+    PhantomCalibration,
+    Setting,
+)
+from jobs.reproduction.cit_lr.phantom import PhantomGenerator, PhantomPool, phantom_scores
 from jobs.reproduction.cit_lr.world import without_gates
 
 ALPHA = 0.05
@@ -25,7 +35,9 @@ _REDRAWN = 100_000
 
 
 def measure_calibration(run: CalibrationRun) -> dict[str, Any]:
-    """Rates over replicates, each a world, a logistic classifier and its audit drawn anew.
+    """Rates over replicates, each a logistic classifier and its audit in a world drawn anew.
+
+    On the phantom each is a classifier, a generator and an audit of patients drawn anew from one pool.
 
     Returns:
         ``rejected``: share of p-values of dependence up to 0.05; ``rejected_randomised``: the same with ties
@@ -33,16 +45,18 @@ def measure_calibration(run: CalibrationRun) -> dict[str, Any]:
         found equivalent within the margins; ``depends``: share of verdicts "depends"; ``replicates``.
     """
     settings = run.experiment.calibration
-    findings = [
-        replicate(run.setting, settings, without_gates(run.experiment.audit), seed=seed)
-        for seed in range(settings.replicates)
-    ]
+    torch.set_num_threads(1)
+    audit = without_gates(run.experiment.audit)
+    if run.setting in PHANTOM:
+        findings = phantom_replicates(run.setting, run.experiment.phantom, settings, audit)
+    else:
+        findings = [replicate(run.setting, settings, audit, seed=seed) for seed in range(settings.replicates)]
     return {
         "setting": run.setting,
         "replicates": len(findings),
-        "rejected": _share([found.p_value <= ALPHA for found in findings]),
-        "rejected_randomised": _share([found.p_randomised <= ALPHA for found in findings]),
-        "rejected_delta": _share([found.p_delta <= ALPHA for found in findings]),
+        "rejected": _rejected([found.p_value for found in findings]),
+        "rejected_randomised": _rejected([found.p_randomised for found in findings]),
+        "rejected_delta": _rejected([found.p_delta for found in findings]),
         "invariant": _share([found.verdict == "invariant" for found in findings]),
         "depends": _share([found.verdict == "depends" for found in findings]),
     }
@@ -50,15 +64,40 @@ def measure_calibration(run: CalibrationRun) -> dict[str, Any]:
 
 def replicate(setting: Setting, settings: Calibration, config: AuditConfig, *, seed: int) -> PairFinding:
     """One world, one classifier and its audit."""
-    config = config.model_copy(
-        update={"seed": seed, "permutations": settings.permutations, "resamples": settings.resamples}
-    )
+    config = _of_replicate(config, settings, seed)
     scores, world_seed = None, seed
     while scores is None:
         scores = _scores(setting, settings, config, seed=seed, world_seed=world_seed)
         world_seed += _REDRAWN
     [finding] = counterfactual_effect(scores, config, readings=[]).findings
     return finding
+
+
+def phantom_replicates(
+    setting: Setting, phantom: PhantomCalibration, settings: Calibration, config: AuditConfig
+) -> list[PairFinding]:
+    """Each of freshly drawn patients of one pool, with one classifier and its audit."""
+    generator = _PHANTOM_GENERATORS[setting]
+    pool = PhantomPool.render(phantom, exact=generator == "exact_redrawn")
+    findings = list[PairFinding]()
+    for seed in range(settings.replicates):
+        scores = phantom_scores(pool, generator, phantom, seed=seed)
+        audit = counterfactual_effect(scores, _of_replicate(config, settings, seed), readings=[])
+        findings.extend(audit.findings)
+    return findings
+
+
+_PHANTOM_GENERATORS: Mapping[Setting, PhantomGenerator] = {
+    "phantom_exact_redrawn": "exact_redrawn",
+    "phantom_learned": "learned",
+    "phantom_learned_alone": "learned_alone",
+}
+
+
+def _of_replicate(config: AuditConfig, settings: Calibration, seed: int) -> AuditConfig:
+    return config.model_copy(
+        update={"seed": seed, "permutations": settings.permutations, "resamples": settings.resamples}
+    )
 
 
 def _scores(
@@ -129,6 +168,11 @@ def _with_effect(
         intervened=np.tensordot(weights, scores.intervened, axes=1)[None],
         placebo=np.tensordot(weights, scores.placebo, axes=1)[None],
     )
+
+
+def _rejected(p_values: list[float]) -> float:
+    """Share up to 0.05; NaN where there is no such test, as with null generators."""
+    return _share([p <= ALPHA for p in p_values]) if all(map(math.isfinite, p_values)) else math.nan
 
 
 def _share(hits: list[bool]) -> float:

@@ -13,6 +13,7 @@ from counterray.audits.settings import AuditConfig
 from counterray.audits.worlds.equations import WORLDS, WorldConfig, WorldName
 from counterray.audits.worlds.pool import STRENGTHS
 from counterray.config import Config, load
+from jobs.reproduction.seeds import Seeds
 
 METHODS = {
     "cit_lr_shipped": "CIT-LR as shipped",
@@ -38,8 +39,11 @@ Setting = Literal[
     "learned_without_graph",
     "power",
     "false_equivalence",
+    "phantom_exact_redrawn",
+    "phantom_learned",
+    "phantom_learned_alone",
 ]
-"""What is calibrated: type I error with five generators, power, and false equivalence at the margin."""
+"""What is calibrated: type I error with eight generators, power, and false equivalence at the margin."""
 
 SETTINGS: dict[Setting, str] = {
     "exact_abducted": "exact generator, noise kept: nothing moves at all",
@@ -49,14 +53,21 @@ SETTINGS: dict[Setting, str] = {
     "learned_without_graph": "learned generator that does not know the graph, against null generators",
     "power": "power at a true mean |effect| of 0.05",
     "false_equivalence": "false equivalence at a true mean |effect| on the margin",
+    "phantom_exact_redrawn": "phantom, renderer that draws the noise anew",
+    "phantom_learned": "phantom, learned generator, against null generators",
+    "phantom_learned_alone": "phantom, learned generator, against its own null interventions",
 }
+
+
+PHANTOM: tuple[Setting, ...] = ("phantom_exact_redrawn", "phantom_learned", "phantom_learned_alone")
+"""Settings on the phantom; the others are on tabular worlds."""
 
 
 class Calibration(Config):
     """How often the audit errs where the truth is known, over freshly drawn worlds."""
 
-    replicates: int = Field(default=800, ge=1)
-    """Worlds, each with one classifier, for each setting; a rate of 0.05 has a standard error of 0.008."""
+    replicates: int = Field(default=400, ge=1)
+    """Worlds, each with one classifier, for each setting; a rate of 0.05 has a standard error of 0.011."""
     individuals: int = Field(default=500, ge=100)
     """Individuals who are audited."""
     learning: int = Field(default=400, ge=100)
@@ -72,6 +83,34 @@ class Calibration(Config):
     """Of each replicate's audit; few, since only whether p is below 0.05 counts."""
     resamples: int = Field(default=200, ge=200)
     """Of each replicate's audit; no interval is looked at."""
+
+
+class PhantomCalibration(Config):
+    """The same on the phantom, whose patients are drawn from one rendered pool."""
+
+    pool: int = Field(default=12_000, ge=200)
+    """Studies that are rendered; many, since replicates that share patients are no replicates."""
+    image_size: int = Field(default=32, ge=32)
+    """Edge of the images [px]."""
+    individuals: int = Field(default=200, ge=50)
+    """Studies that are audited in each replicate."""
+    learning: int = Field(default=400, ge=100)
+    """Studies that classifier and generator are fitted on in each replicate; of other patients."""
+    null_generators: int = Field(default=19, ge=19)
+    """Generators with shuffled levels, for the learned one."""
+    finding: str = "pleural_effusion"
+    """What the classifiers tell."""
+    seed: int = Field(default=0, ge=0)
+    """Of the pool and of what is drawn from it."""
+
+    @model_validator(mode="after")
+    def _has_enough(self) -> PhantomCalibration:
+        if self.pool < 2 * (self.learning + self.individuals):
+            raise ValueError(
+                f"pool = {self.pool} studies are too few to draw {self.learning} + {self.individuals} anew "
+                "in each replicate; twice as many or more are needed"
+            )
+        return self
 
 
 class Experiment(Config):
@@ -90,7 +129,7 @@ class Experiment(Config):
     """How much the pool's classifiers see of what A touches; ten classifiers each."""
     simulated: int = Field(default=10_000, ge=1000)
     """Individuals by which true ECA is simulated."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: Seeds = (0, 1, 2)
     """Each draws worlds, individuals and classifiers anew."""
     shipped: CitLrConfig = CitLrConfig.as_shipped()
     """CIT-LR as shipped."""
@@ -100,6 +139,8 @@ class Experiment(Config):
     """The counterfactual audit."""
     calibration: Calibration = Calibration()
     """How it is calibrated."""
+    phantom: PhantomCalibration = PhantomCalibration()
+    """How it is calibrated on images."""
     reference: dict[WorldName, dict[str, float]] = Field(default_factory=dict)
     """World to method to the Spearman correlation of an earlier measurement with other draws, beside ours."""
     parallel: int = Field(default=2, ge=1)
@@ -109,8 +150,6 @@ class Experiment(Config):
     def _can_be_run(self) -> Experiment:
         if not self.worlds or len(set(self.worlds)) < len(self.worlds):
             raise ValueError(f"worlds {list(self.worlds)} must be one or more different ones")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds {list(self.seeds)} must be one or more different numbers from 0")
         if 0 not in self.strengths or not all(0 <= strength <= 1 for strength in self.strengths):
             raise ValueError(f"strengths {list(self.strengths)} must lie in 0 to 1, with 0 among them")
         unknown = sorted({name for row in self.reference.values() for name in row} - set(METHODS))
@@ -139,7 +178,7 @@ class WorldRun:
 
     def request(self, kind: Kind) -> dict[str, Any]:
         """What decides the measurement."""
-        left_out = {"worlds", "seeds", "calibration", "reference", "parallel"}
+        left_out = {"worlds", "seeds", "calibration", "phantom", "reference", "parallel"}
         return {
             "world": self.config.model_dump(mode="json"),
             "settings": self.experiment.model_dump(mode="json", exclude=left_out),
@@ -161,9 +200,10 @@ class CalibrationRun:
 
     def request(self, kind: Kind) -> dict[str, Any]:
         """What decides the measurement."""
+        include = {"calibration", "audit"} | ({"phantom"} if self.setting in PHANTOM else set())
         return {
             "setting": self.setting,
-            "settings": self.experiment.model_dump(mode="json", include={"calibration", "audit"}),
+            "settings": self.experiment.model_dump(mode="json", include=include),
         }
 
 

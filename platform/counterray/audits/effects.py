@@ -12,14 +12,8 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from counterray.audits.clustered import (
-    ClusteredMeans,
-    patient_weights,
-    percentiles,
-    resampled_medians,
-    resampled_ratios,
-)
-from counterray.audits.equivalence import rate_interval
+from counterray.audits.clustered import patient_weights, percentiles, resampled_medians, resampled_ratios
+from counterray.audits.equivalence import rates_among
 from counterray.audits.errors import Codes
 from counterray.audits.scores import CounterfactualScores
 from counterray.evaluation.intervals import Floats
@@ -121,7 +115,7 @@ class Effects:
 def summaries(
     effects: Effects, scores: CounterfactualScores, patients: Codes, *, resamples: int, seed: int
 ) -> Mapping[str, Summary]:
-    """Effect sizes with patient-bootstrap intervals; those of the flip rate are exact binomial.
+    """Effect sizes with patient-bootstrap intervals; those of rates are exact, see `rates_among`.
 
     Returns:
         ``mean``, ``median``, ``absolute``, ``mean_square``, ``excess``, ``excess_square``, ``placebo``,
@@ -141,23 +135,16 @@ def summaries(
         "excess_square": effects.excess_square,
         "placebo": np.broadcast_to(np.abs(effects.placebo).mean(axis=-1)[:, None], effects.effect.shape),
         "excess_flip": effects.excess_flip,
-        "up": effects.up.astype(np.float64),
-        "down": effects.down.astype(np.float64),
     }
     found = {name: _ratio(values, ones, weights, patients) for name, values in plain.items()}
     found["median"] = Summary(
         lower_median(effects.effect), *percentiles(resampled_medians(weights, effects.effect, patients))
     )
-    flips = ClusteredMeans.of(effects.flip, patients)
-    found["flip"] = Summary(flips.mean, *rate_interval(flips))
-    for name, (values, among) in _errors(effects, scores).items():
-        found[name] = _ratio(values, among, weights, patients)
-    for level, label in enumerate(scores.levels):
-        here = (scores.own == level).astype(np.float64)[None, None]
-        for name, moved in (("flip", effects.flip), ("up", effects.up), ("down", effects.down)):
-            found[f"{name}@{label}"] = _ratio(moved * here, here, weights, patients)
-        for name, (values, among) in _errors(effects, scores).items():
-            found[f"{name}@{label}"] = _ratio(values * here, among * here, weights, patients)
+    anyone = np.ones(len(scores), dtype=np.bool_)
+    groups = {"": anyone} | {f"@{label}": scores.own == k for k, label in enumerate(scores.levels)}
+    for suffix, here in groups.items():
+        for name, (changed, among) in _rates(effects, scores).items():
+            found[f"{name}{suffix}"] = Summary(*rates_among(changed, among & here, patients))
     return found
 
 
@@ -168,14 +155,18 @@ def lower_median(values: Floats) -> Floats:
     return part
 
 
-def _errors(effects: Effects, scores: CounterfactualScores) -> dict[str, tuple[Floats, Floats]]:
-    ill = (scores.labels == 1).astype(np.float64)[:, None]
-    well = (scores.labels == 0).astype(np.float64)[:, None]
+def _rates(effects: Effects, scores: CounterfactualScores) -> dict[str, tuple[Truths, Truths]]:
+    """Name to which decisions change ``[T, Q, N]``, and among whom they are counted ``[T, N]``."""
+    ill, well = scores.labels == 1, scores.labels == 0
+    everyone = np.ones_like(ill)
     return {
-        "missed_at_second": (effects.down * ill, ill),
-        "missed_at_first": (effects.up * ill, ill),
-        "alarm_at_second": (effects.up * well, well),
-        "alarm_at_first": (effects.down * well, well),
+        "flip": (effects.up | effects.down, everyone),
+        "up": (effects.up, everyone),
+        "down": (effects.down, everyone),
+        "missed_at_second": (effects.down, ill),
+        "missed_at_first": (effects.up, ill),
+        "alarm_at_second": (effects.up, well),
+        "alarm_at_first": (effects.down, well),
     }
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import beta
 
 from counterray.audits.clustered import ClusteredMeans
+from counterray.audits.errors import Codes
 from counterray.evaluation.intervals import CONFIDENCE, Floats
 
 
@@ -60,6 +64,32 @@ def rate_interval(means: ClusteredMeans) -> tuple[Floats, Floats]:
     with np.errstate(invalid="ignore"):
         low, high = beta.ppf(tail, hits, size - hits + 1), beta.ppf(1 - tail, hits + 1, size - hits)
     return np.where(means.mean <= 0, 0.0, low), np.where(means.mean >= 1, 1.0, high)
+
+
+def rates_among(
+    seen: NDArray[np.bool_], among: NDArray[np.bool_], patients: Codes
+) -> tuple[Floats, Floats, Floats]:
+    """Rates of what is seen among some individuals, and the ends of their `rate_interval`; each ``[T, Q]``.
+
+    Args:
+        seen: ``[T, Q, N]``.
+        among: ``[T, N]`` whom T's rates are about: those with the disease, or of one level. A rate among
+            nobody is NaN; the interval of one patient's, whose spread cannot be known, is 0 to 1.
+        patients: ``[N]``.
+    """
+    value, low, high = (np.full(seen.shape[:2], math.nan) for _ in range(3))
+    for row, here in enumerate(among):
+        units = np.unique(patients[here], return_inverse=True)[1].astype(np.int64)
+        if not len(units):
+            continue
+        rate = seen[row][:, here].mean(axis=-1)
+        if units.max() == 0:
+            value[row], low[row], high[row] = rate, 0.0, 1.0
+            continue
+        means = ClusteredMeans.of(seen[row][:, here].astype(np.float64), units)
+        value[row] = means.mean
+        low[row], high[row] = rate_interval(means)
+    return value, low, high
 
 
 def effective_patients(means: ClusteredMeans) -> Floats:

@@ -20,12 +20,18 @@ class Reading:
     Attributes:
         gate: Which gate it is for.
         value: The number.
+        low: Lower end of its 95 % interval; NaN where it has none.
+        high: Upper end.
+        images: How many it rests on; 0 where that is not said.
         judge: Label of the network that measured it, if any.
         note: What a reader must know.
     """
 
     gate: GateName
     value: float
+    low: float = math.nan
+    high: float = math.nan
+    images: int = 0
     judge: str | None = None
     note: str = ""
 
@@ -36,31 +42,45 @@ class Gate:
 
     Attributes:
         name: Which one.
-        value: What was measured; NaN where nothing was.
+        reading: What was measured; ``None`` where nothing was.
         limit: What is asked for.
         better: On which side of the limit the value has to be.
         state: ``open``, ``closed`` or ``waived``.
         reason: Why it is closed, or why it was waived.
         remedy: What would open it.
-        judge: Who measured.
-        note: What a reader must know of the measurement, such as on how many images it was made.
     """
 
     name: GateName
-    value: float
+    reading: Reading | None
     limit: float
     better: Literal["higher", "lower"]
     state: Literal["open", "closed", "waived"]
     reason: str = ""
     remedy: str = ""
-    judge: str | None = None
-    note: str = ""
+
+    @property
+    def value(self) -> float:
+        """The number; NaN where nothing was measured."""
+        return math.nan if self.reading is None else self.reading.value
+
+    @property
+    def judge(self) -> str | None:
+        """Who measured."""
+        return None if self.reading is None else self.reading.judge
+
+    @property
+    def note(self) -> str:
+        """What a reader must know of the measurement."""
+        return "" if self.reading is None else self.reading.note
 
     def as_json(self) -> dict[str, str | float | None]:
         """Plain values, with ``None`` for what was not measured."""
         return {
             "name": self.name,
-            "value": self.value if math.isfinite(self.value) else None,
+            "value": _finite(self.value),
+            "low": None if self.reading is None else _finite(self.reading.low),
+            "high": None if self.reading is None else _finite(self.reading.high),
+            "images": 0 if self.reading is None else self.reading.images,
             "limit": self.limit,
             "better": self.better,
             "state": self.state,
@@ -139,15 +159,16 @@ def _gate(name: GateName, kind: _Kind, reading: Reading | None, config: GateConf
         sign = "below" if kind.better == "higher" else "above"
         state, remedy = "closed", kind.remedy
         reason = f"{value:.3g} is {sign} gates.{name} = {limit:g}: {kind.closed}"
-    judge = None if reading is None else reading.judge
     return Gate(
         name=name,
-        value=value,
+        reading=reading,
         limit=limit,
         better=kind.better,
         state=state,
         reason=reason,
         remedy=remedy,
-        judge=judge,
-        note="" if reading is None else reading.note,
     )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -17,7 +17,12 @@ from counterray.audits.reporting.group_sections import (
 )
 from counterray.audits.reporting.results import AttributeResults
 from counterray.audits.reporting.summary import markdown_summary
-from counterray.audits.reporting.verdicts import gates_section, limits_section, verdicts_section
+from counterray.audits.reporting.verdicts import (
+    gates_section,
+    limits_section,
+    refused_section,
+    verdicts_section,
+)
 from counterray.audits.reporting.wording import LIMITS, words
 from counterray.evaluation.report import Cell, Missing, Report
 from counterray.evaluation.sections import provenance_section
@@ -35,18 +40,23 @@ class AuditReport:
         title: Heading.
         results: One entry for each attribute with levels.
         doses: One entry for each continuous attribute.
+        refused: Kind (``classifiers``, ``attributes``, ``targets``) to the name of each that was not audited,
+            to the reason.
+        warnings: What a reader must know before the verdicts.
         facts: Code version, data fingerprint, generator, seeds and the like; no identifiers.
-        bundles: Role of each network (classifier, generator, judge) to its checksum.
+        bundles: Role of each network (classifiers, generator, judges) to its checksum.
         config: The resolved configuration of the audit.
         limits: Further paragraphs on what the numbers do not say.
 
     Raises:
-        AuditError: If there are no results, or two of one attribute.
+        AuditError: If there is nothing to report, or there are two results of one attribute.
     """
 
     title: str
     results: Sequence[AttributeResults] = ()
     doses: Sequence[DoseResults] = ()
+    refused: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
     facts: Mapping[str, Cell] = field(default_factory=dict)
     bundles: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -55,8 +65,8 @@ class AuditReport:
     def __post_init__(self) -> None:
         attributes = self._attributes
         twice = sorted({name for name in attributes if attributes.count(name) > 1})
-        if not attributes:
-            raise AuditError("A report needs the results of one attribute or more.")
+        if not attributes and not any(self.refused.values()):
+            raise AuditError("A report needs the results of one attribute or more, or what was refused.")
         if twice:
             raise AuditError(
                 f"Attribute {twice[0]!r} has {attributes.count(twice[0])} results; give its total and direct "
@@ -70,6 +80,8 @@ class AuditReport:
     @property
     def subtitle(self) -> str:
         """What was audited, in a sentence."""
+        if not self._attributes:
+            return "Nothing could be audited."
         audits = [audit for each in self.results for audit in each.audits]
         targets = {finding.target for audit in audits for finding in audit.findings}
         targets |= {finding.target for each in self.doses for finding in each.audit.findings}
@@ -86,7 +98,9 @@ class AuditReport:
         """The page: verdicts first, then each attribute, then where it comes from and what it cannot say."""
         footer = f"Made by counterray {self.facts.get('Code version', '')}."
         report = Report(self.title, self.subtitle, SYNTHETIC_NOTICE, footer)
-        report.add(verdicts_section(self.results, self.doses))
+        if self._attributes:
+            report.add(verdicts_section(self.results, self.doses))
+        report.add(refused_section(self.refused, self.warnings))
         for each in self.results:
             title = _heading(each.attribute)
             gates = {f"Gates of the {audit.effect} effect": audit.gates for audit in each.audits}
@@ -101,7 +115,7 @@ class AuditReport:
             report.add(gates_section({"Gates": dose.audit.gates}, title=title))
             report.add(doses_section(dose, title=title))
         report.add(limits_section(self.limits))
-        report.add(provenance_section(self.facts, bundles=self.bundles, config=self._settings()))
+        report.add(provenance_section(self._facts(), bundles=self.bundles, config=self._settings()))
         return report
 
     def html(self) -> str:
@@ -116,6 +130,8 @@ class AuditReport:
             "subtitle": self.subtitle,
             "attributes": [each.as_json() for each in self.results],
             "doses": [each.as_json() for each in self.doses],
+            "refused": {kind: dict(reasons) for kind, reasons in self.refused.items()},
+            "warnings": list(self.warnings),
             "facts": {name: _plain(value) for name, value in self.facts.items()},
             "bundles": dict(self.bundles),
             "config": dict(self.config),
@@ -128,10 +144,32 @@ class AuditReport:
             self.results,
             self.doses,
             title=self.title,
-            facts=self.facts,
+            refused=self.refused,
+            warnings=self.warnings,
+            facts=self._facts(),
             bundles=self.bundles,
             limits=self.limits,
         )
+
+    def _facts(self) -> dict[str, Cell]:
+        """The facts, and of each classifier where it is cut."""
+        cuts = {
+            f"Thresholds of {name}": ", ".join(
+                f"{words(finding)} {cut:.3g}" for finding, cut in found.items()
+            )
+            for name, found in self._thresholds().items()
+        }
+        return {**self.facts, **cuts}
+
+    def _thresholds(self) -> dict[str, dict[str, float]]:
+        """Classifier to finding to threshold."""
+        found: dict[str, dict[str, float]] = {}
+        audited = [each for one in self.results for audit in one.audits for each in audit.findings]
+        for target in [each.target for each in audited] + [
+            e.target for d in self.doses for e in d.audit.findings
+        ]:
+            found.setdefault(target.classifier, {})[target.finding] = target.threshold
+        return found
 
     def _settings(self) -> dict[str, Any]:
         """The configuration, and how each attribute was audited, with seeds."""

@@ -22,6 +22,7 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from counterray.config import Config
+from counterray.data.confounding import ConfoundingConfig
 from counterray.data.dataset import ROW_GROUP_ROWS, Dataset, DatasetInfo, TensorInfo
 from counterray.data.labels import apply_uncertainty
 from counterray.data.study import ATTRIBUTES, Batch
@@ -48,6 +49,9 @@ class LoaderConfig(Config):
     """What an uncertain label counts as; see `labels.apply_uncertainty`."""
     fold: Literal["all", "a", "b"] = "all"
     """Patients to train on: all of the split, or one of two halves by a hash of the patient."""
+    confounding: ConfoundingConfig | None = None
+    """Studies that are left out so that a finding goes with an attribute, to train what an audit has to
+    find."""
     order: Literal["studies", "patients"] = "studies"
     """What is shuffled within a block: studies, or patients, whose studies then stay together in a batch."""
     balance: float = Field(default=0.0, ge=0, le=1)
@@ -124,12 +128,12 @@ def decode(
     reports: bool,
     tensors: tuple[str, ...] = (),
 ) -> Columns:
-    """Decodes rows of ``ARROW_SCHEMA``; rows outside of ``config.fold`` are left out.
+    """Decodes the rows of ``ARROW_SCHEMA`` that ``config`` does not leave out.
 
     Args:
         table: n rows with the columns of `column_names`.
         info: The dataset's vocabulary, findings and measurements.
-        config: Uncertainty policy and fold.
+        config: Uncertainty policy, fold and confounding.
         masks: Names of the masks to decode.
         reports: Whether to carry report texts and refined reports.
         tensors: Names of the tensors to carry.
@@ -137,16 +141,17 @@ def decode(
     Returns:
         `Columns` of at most n rows, in the table's order.
     """
-    patients = table.column("patient_id").to_pylist()
     if config.fold != "all":
-        keep = [row for row, patient in enumerate(patients) if fold_of(patient) == config.fold]
-        table, patients = table.take(keep), [patients[row] for row in keep]
+        folds = [fold_of(patient) for patient in table.column("patient_id").to_pylist()]
+        table = table.filter(pa.array([fold == config.fold for fold in folds], pa.bool_()))
+    if config.confounding is not None:
+        table = table.filter(pa.array(config.confounding.keeps(table), pa.bool_()))
     columns: Columns = {
         "image": _images(table.column("image").to_pylist(), info.image_size),
         "attributes": _attributes(table, info),
         "measurements": _measurements(table, info),
         "image_id": np.array(table.column("image_id").to_pylist(), dtype=object),
-        "patient_id": np.array(patients, dtype=object),
+        "patient_id": np.array(table.column("patient_id").to_pylist(), dtype=object),
     }
     findings = table.column("findings").combine_chunks()
     values = [
@@ -208,6 +213,8 @@ def read_batches(
     config = config or LoaderConfig()
     dataset.require_split(split)
     info = dataset.info()
+    if config.confounding is not None:
+        config.confounding.require(info)
     parts = (
         decode(
             read_row_groups(dataset, shard.file, [group], column_names(masks, reports, tensors)),

@@ -196,7 +196,7 @@ def stream(
     Args:
         dataset: The ingested dataset.
         plan: From `make_plan`.
-        config: Uncertainty policy, fold, block size.
+        config: Uncertainty policy, fold, confounding, block size.
         batch_size: Studies a batch.
         masks: Masks that batches carry.
         reports: Whether batches carry report texts and refined reports.
@@ -214,6 +214,8 @@ def stream(
             f"batch_size = {batch_size} is more than the {plan.rows} studies of the split. Lower it, or "
             "ingest more studies."
         )
+    if config.confounding is not None:
+        config.confounding.require(info)
     missing = sorted(set(tensors) - set(info.tensors))
     if missing:
         raise StorageError(
@@ -247,7 +249,10 @@ def _blocks(reader: BlockReader, *, endless: bool, cpus: float | None) -> Iterat
             for columns in segment.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1):
                 empty = 0 if len(columns["image"]) else empty + 1
                 if empty >= last:
-                    raise StorageError(f"loader.fold {reader.config.fold!r} holds no study of this split.")
+                    raise StorageError(
+                        f"loader.fold {reader.config.fold!r} and loader.confounding leave no study of this "
+                        "split."
+                    )
                 yield columns
 
 

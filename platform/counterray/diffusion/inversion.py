@@ -75,8 +75,5 @@ def invert(
                 output = network(estimate, timesteps, condition).float()
                 estimate = (current - of_output * output) / of_latents
             current = estimate
-        return (
-            current
-            if drift is None or start is not None
-            else current - drift.reverse.to(current)[:, None, None]
-        )
+        whole = len(timesteps_below(scheduler, start)) == len(scheduler.timesteps)
+        return current - drift.reverse.to(current)[:, None, None] if drift and whole else current

@@ -17,6 +17,9 @@ MINIMUM_POSITIVES = 50
 """Positives that a finding needs to count in the macro average: below, its interval spans about ±0.08."""
 
 
+NO_FINDING = "no_finding"
+"""The absence of all other findings: macro averages leave it out, as it would count them twice."""
+
 FEWEST = 10
 """Positives, and negatives, of an AUROC with an interval: the bootstrap's is far too narrow with fewer."""
 
@@ -43,6 +46,17 @@ def auroc(scores: Floats, labels: NDArray[np.bool_]) -> float:
     return float((ranks[labels].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
+def counted_in_macro(names: Sequence[str], smallest: Sequence[int], minimum: int) -> list[int]:
+    """Positions of the outputs that a macro average counts.
+
+    Args:
+        names: The outputs.
+        smallest: Of each the number of positives or of negatives, whichever is smaller.
+        minimum: What it needs of both.
+    """
+    return [k for k, name in enumerate(names) if smallest[k] >= minimum and name != NO_FINDING]
+
+
 def auroc_metrics(
     name: str,
     scores: Tensor,
@@ -59,7 +73,8 @@ def auroc_metrics(
     """AUROC of each output and their macro average, with patient-clustered bootstrap intervals.
 
     The macro average takes the outputs with at least ``minimum_positives`` positives and as many
-    negatives, and its note says which. Outputs without any positive or negative are NaN, with the reason.
+    negatives, but never "no finding", and its note says which. Outputs without any positive or negative are
+    NaN, with the reason.
 
     Args:
         name: The metric's name; the macro average is called ``<name>_macro``.
@@ -86,8 +101,7 @@ def auroc_metrics(
         (int((positive & known)[:, k].sum()), int((~positive & known)[:, k].sum()))
         for k in range(len(outputs))
     ]
-    counted = [k for k, count in enumerate(counts) if min(count) >= minimum_positives]
-
+    counted = counted_in_macro(outputs, [min(count) for count in counts], minimum_positives)
     left_out = [name for k, name in enumerate(outputs) if k not in counted]
 
     def statistic(rows: NDArray[np.int64]) -> Floats:
@@ -124,7 +138,7 @@ def auroc_metrics(
         n=len(values),
         judge=judge,
         direction=direction,
-        note=_macro_note(left_out, len(outputs), minimum_positives),
+        note=macro_note(left_out, len(outputs), f"fewer than {minimum_positives} positives or negatives"),
     )
     return [macro, *metrics]
 
@@ -145,8 +159,11 @@ def _count_note(positives: int, negatives: int) -> str:
     return f"undefined: {positives} positives, {negatives} negatives"
 
 
-def _macro_note(left_out: Sequence[str], outputs: int, minimum: int) -> str:
+def macro_note(left_out: Sequence[str], outputs: int, reason: str) -> str:
+    """What a macro average counts, and why it leaves the others out."""
     if not left_out:
         return f"all {outputs}"
-    names = ", ".join(name.replace("_", " ") for name in left_out)
-    return f"{outputs - len(left_out)} of {outputs}; fewer than {minimum} positives or negatives: {names}"
+    few = ", ".join(name.replace("_", " ") for name in left_out if name != NO_FINDING)
+    because = [f"{reason}: {few}"] if few else []
+    because += ["no finding is the absence of the others"] if NO_FINDING in left_out else []
+    return "; ".join([f"{outputs - len(left_out)} of {outputs}", *because])

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from counterray.data.study import Batch
-from counterray.evaluation.auroc import FEWEST, MINIMUM_POSITIVES, auroc, within
+from counterray.evaluation.auroc import FEWEST, MINIMUM_POSITIVES, auroc, counted_in_macro, within
 from counterray.evaluation.counterfactuals import patients
 from counterray.evaluation.intervals import Floats, Rows
 from counterray.evaluation.metric import Metric
@@ -67,12 +67,11 @@ def effectiveness_ratio(
     _require_fit(scores, asked, real_scores, real, prevalence)
     samples = (_Sample(scores, asked), _Sample(real_scores, real))
     smallest = [min(sample.smallest(k) for sample in samples) for k in range(len(names))]
-    # "No finding" is the absence of all others, and would count them twice.
-    enough = [smallest[k] >= minimum_positives and name != "no_finding" for k, name in enumerate(names)]
+    enough = counted_in_macro(names, smallest, minimum_positives)
     groups = {
-        "": [k for k in range(len(names)) if enough[k]],
-        "common": [k for k in range(len(names)) if enough[k] and prevalence[names[k]] > COMMON],
-        "rare": [k for k in range(len(names)) if enough[k] and prevalence[names[k]] <= COMMON],
+        "": enough,
+        "common": [k for k in enough if prevalence[names[k]] > COMMON],
+        "rare": [k for k in enough if prevalence[names[k]] <= COMMON],
     }
 
     def statistic(rows: Rows, real_rows: Rows) -> Floats:

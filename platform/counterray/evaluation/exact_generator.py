@@ -36,9 +36,8 @@ class ExactGenerator(Generator):
     def __init__(self, manifest: DatasetManifest, *, effect: Literal["direct", "total"] = "direct") -> None:
         if manifest.source != "phantom":
             raise UnscorableError(
-                "Exact counterfactuals are known of phantom data; these are of source "
-                f"{manifest.source!r}. Give "
-                "the bundle of a generator."
+                f"Exact counterfactuals are known of phantom data; these are of source {manifest.source!r}. "
+                "Give the bundle of a generator."
             )
         self.image_size = manifest.image_size
         self.finding_names: tuple[str, ...] = ()

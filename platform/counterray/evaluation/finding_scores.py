@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
 
 from counterray.data.study import Batch
-from counterray.evaluation.auroc import MINIMUM_POSITIVES
+from counterray.evaluation.auroc import MINIMUM_POSITIVES, counted_in_macro, macro_note
 from counterray.evaluation.counterfactuals import patients
 from counterray.evaluation.decisions import Truths, f1_score, f1_threshold
 from counterray.evaluation.intervals import Floats, Rows, patient_bootstrap
@@ -65,7 +64,8 @@ def f1_metrics(
     counts = [
         (int((labels & known)[:, k].sum()), int((~labels & known)[:, k].sum())) for k in range(len(cuts))
     ]
-    counted = [k for k, each in enumerate(counts) if min(each) >= minimum_positives and not np.isnan(cuts[k])]
+    smallest = [0 if np.isnan(cut) else min(each) for cut, each in zip(cuts, counts, strict=True)]
+    counted = counted_in_macro(asked.finding_names, smallest, minimum_positives)
 
     def statistic(rows: Rows) -> Floats:
         each = np.array(
@@ -88,7 +88,9 @@ def f1_metrics(
             n=sum(counts[k]) if subset else len(values),
             judge=judge,
             direction=direction,
-            note=_note(float(cuts[k]), counts[k][0]) if subset else _macro_note(left_out, len(cuts)),
+            note=_note(float(cuts[k]), counts[k][0])
+            if subset
+            else macro_note(left_out, len(cuts), "too few images or no threshold"),
         )
         for k, subset in reversed(list(enumerate(subsets)))
     ]
@@ -106,10 +108,3 @@ def _note(cut: float, positives: int) -> str:
     if math.isnan(cut):
         return "undefined: no positive among the validation images to choose a threshold on"
     return f"{positives} positives; threshold {cut:.3g} from real validation images"
-
-
-def _macro_note(left_out: Sequence[str], outputs: int) -> str:
-    if not left_out:
-        return f"all {outputs}"
-    names = ", ".join(name.replace("_", " ") for name in left_out)
-    return f"{outputs - len(left_out)} of {outputs}; too few images or no threshold: {names}"

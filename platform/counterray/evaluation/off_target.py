@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from counterray.evaluation.auroc import auroc, within
 from counterray.evaluation.counterfactuals import Counterfactuals, patients
-from counterray.evaluation.intervals import summarise
+from counterray.evaluation.intervals import Floats, Rows, patient_bootstrap, summarise
 from counterray.evaluation.metric import Judge, Metric
 
 
@@ -36,10 +38,12 @@ def off_target_metrics(
     exact: Tensor | None = None,
     seed: int = 0,
 ) -> list[Metric]:
-    """Off-target change over all findings and of each, and that of the exact counterfactuals.
+    """Off-target change over all findings and of each, and of the exact counterfactuals; change of AUROC.
 
     A judge answers a little to everything, so even a perfect edit moves it: the exact counterfactual's
-    change, where it is known, is what a generator can be asked for.
+    change, where it is known, is what a generator can be asked for. ``off_target_auroc`` is, for each
+    finding, the AUROC on the counterfactuals less that on the inputs, both against the inputs' labels, over
+    the images in which the edit was to leave it: 0 is best, and below 0 the edit blurred what was there.
 
     Args:
         counterfactuals: What is evaluated.
@@ -50,6 +54,22 @@ def off_target_metrics(
         seed: Of the bootstrap.
     """
     kept = counterfactuals.known & ~counterfactuals.changed
+    return [
+        *_change(counterfactuals, judge, before, after, exact, kept, seed=seed),
+        *_auroc_change(counterfactuals, judge, before, after, kept, seed=seed),
+    ]
+
+
+def _change(
+    counterfactuals: Counterfactuals,
+    judge: Judge,
+    before: Tensor,
+    after: Tensor,
+    exact: Tensor | None,
+    kept: Tensor,
+    *,
+    seed: int,
+) -> list[Metric]:
     names = counterfactuals.source.finding_names
     subsets = [("", kept)]
     for k, name in enumerate(names):
@@ -72,4 +92,44 @@ def off_target_metrics(
             seed=seed,
         )
         for subset, values in rows
+    ]
+
+
+def _auroc_change(
+    counterfactuals: Counterfactuals, judge: Judge, before: Tensor, after: Tensor, kept: Tensor, *, seed: int
+) -> list[Metric]:
+    source = counterfactuals.source
+    labels = (source.findings > 0.5).cpu().numpy()
+    stays = kept.cpu().numpy()
+    scores = [part.double().cpu().numpy() for part in (before, after)]
+    columns = range(labels.shape[1])
+
+    def change(rows: Rows) -> Floats:
+        each = []
+        for k in columns:
+            own = rows[stays[rows, k]]
+            ours, theirs = (auroc(part[own, k], labels[own, k]) for part in (scores[1], scores[0]))
+            each.append(ours - theirs)
+        return np.array(each)
+
+    point = change(np.arange(len(labels)))
+    intervals = patient_bootstrap(change, patients(source), seed=seed)
+    counts = [(int(labels[stays[:, k], k].sum()), int(stays[:, k].sum())) for k in columns]
+    intervals = [
+        within(interval, min(positives, total - positives))
+        for interval, (positives, total) in zip(intervals, counts, strict=True)
+    ]
+    return [
+        Metric(
+            name="off_target_auroc",
+            subset=source.finding_names[k],
+            value=float(point[k]),
+            low=intervals[k].low,
+            high=intervals[k].high,
+            n=counts[k][1],
+            judge=judge.label,
+            direction="higher",
+            note=f"{counts[k][0]} of {counts[k][1]} images that should keep it show it",
+        )
+        for k in columns
     ]

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from counterray.bundle import Bundle
-from counterray.config import ConfigError, validate
+from counterray.config import Config, ConfigError, validate
 from counterray.data.dataset import DatasetManifest
 from counterray.data.phantom.render import exact_scm
 from counterray.data.phantom.scm import VOCABULARY, swap_pathology
 from counterray.data.phantom.studies import parents_of
 from counterray.data.study import Batch
+from counterray.diffusion.sampling import SamplerConfig
 from counterray.evaluation.counterfactuals import Editor, editor, swap_editor
 from counterray.evaluation.generator import Exact
 from counterray.evaluation.metric import UnscorableError
@@ -50,11 +51,13 @@ class _Opener:
         generator: Bundle, batches of the training split and plain settings to a generator.
         words: Where the words come from that the editor reads, by bundle and settings; ``None`` where it
             reads the donor's image.
+        settings: What the settings have to be; without, there are none.
     """
 
     editor: Callable[[Bundle, GenerationSettings, int], Editor]
     generator: Callable[[Bundle, Iterable[Batch], GenerationSettings], Generator]
-    words: Callable[[Bundle, GenerationSettings], PromptSource] | None
+    words: Callable[[Bundle, GenerationSettings], PromptSource] | None = None
+    settings: type[Config] = Config
 
 
 def _gsvae_editor(bundle: Bundle, settings: GenerationSettings, seed: int) -> Editor:
@@ -119,11 +122,23 @@ def _attribute_generator(
 
 
 _OPENERS: Mapping[str, _Opener] = {
-    "gsvae": _Opener(_gsvae_editor, _gsvae_generator, words=None),
-    "pathology_ldm": _Opener(_pathology_ldm_editor, _pathology_ldm_generator, words=_pathology_ldm_words),
-    "mine_ldm": _Opener(_attribute_editor, _attribute_generator, words=None),
-    "mine_vae": _Opener(_attribute_editor, _attribute_generator, words=None),
+    "gsvae": _Opener(_gsvae_editor, _gsvae_generator),
+    "pathology_ldm": _Opener(
+        _pathology_ldm_editor, _pathology_ldm_generator, _pathology_ldm_words, GenerationConfig
+    ),
+    "mine_ldm": _Opener(_attribute_editor, _attribute_generator, settings=AttributeGeneration),
+    "mine_vae": _Opener(_attribute_editor, _attribute_generator),
 }
+
+
+def require_settings(stage: str, settings: GenerationSettings) -> None:
+    """Raises unless the generators of ``stage`` know all of ``settings``, before there is one.
+
+    Raises:
+        ConfigError: If a setting is unknown or refused.
+    """
+    checked = validate(_OPENERS[stage].settings if stage in _OPENERS else Config, settings)
+    validate(SamplerConfig, getattr(checked, "sampler", {}))
 
 
 def open_editor(bundle: Bundle, settings: GenerationSettings | None = None, *, seed: int = 0) -> Editor:

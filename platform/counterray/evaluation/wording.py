@@ -35,7 +35,7 @@ QUESTIONS = {
         "attribute_real",
         "attribute_off_target",
     ),
-    "Does it leave other findings alone?": ("off_target_change",),
+    "Does it leave other findings alone?": ("off_target_change", "off_target_auroc"),
     "Is it still the same patient, with the same anatomy?": (
         "identity_top1",
         "identity_rank",

@@ -62,7 +62,7 @@ class Edit:
         for name, value in self.do.items():
             if name.startswith(PREFIX) and value not in (0.0, 1.0):
                 raise EditError(f"do {name}={value}: findings can be set to 0 or 1, such as finding.edema=1.")
-            if not isinstance(value, str) and (value < 0 or value != int(value)):
+            if not isinstance(value, str) and not (value >= 0 and float(value).is_integer()):
                 raise EditError(
                     f"do {name}={value:g}: attributes can be set to a level, by name or by code (0, 1, …), "
                     "such as sex=male; findings are named finding.<name>."

@@ -237,6 +237,7 @@ class LlmRefiner:
                 max_tokens=self._config.max_tokens,
                 temperature=0,
             ).choices[0]
+            finished, answer = choice.finish_reason, choice.message.content or ""
         except openai.APITimeoutError:
             raise _Unanswered("timeout") from None
         except openai.APIConnectionError:
@@ -256,9 +257,9 @@ class LlmRefiner:
             raise _Unanswered("server_error" if error.status_code >= 500 else "refused") from None
         except (openai.APIError, IndexError, TypeError, AttributeError, ValueError):
             raise _Unanswered("invalid") from None
-        if choice.finish_reason == "length":
+        if finished == "length":
             raise _Unanswered("cut_off")
-        return choice.message.content or ""
+        return answer
 
 
 def _import_openai() -> Any:

@@ -59,6 +59,11 @@ def describing(text: str) -> str:
     return "\n\n".join(part.strip() for part in parts if part.strip())
 
 
+def describes(text: str) -> bool:
+    """Whether a report says anything of the image: an indication or a list of techniques alone does not."""
+    return any(True for _ in sentences(describing(text)))
+
+
 def sentences(text: str) -> Iterator[str]:
     """Sentences of a text in lower case, with single spaces and without their final mark.
 

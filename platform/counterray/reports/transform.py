@@ -19,6 +19,7 @@ from counterray.reports.llm import Endpoint, LlmConfig
 from counterray.reports.refine import RefineError
 from counterray.reports.refiners import AnyRefiner, make_refiner
 from counterray.reports.rules import RulesConfig
+from counterray.reports.sections import describes
 from counterray.storage import Location
 
 _ENOUGH = 50
@@ -37,7 +38,8 @@ class RefineConfig(Config):
     from the report, ``unmentioned_absent`` also takes for absent what a report does not mention. Labels that
     the source gives stay."""
     max_fell_back_fraction: float = Field(default=0.2, ge=0, le=1)
-    """Share of a worker's reports that the llm refiner may leave to the rules; more is an error."""
+    """Share of a worker's reports (of 50 where it has had fewer) that the llm refiner may leave to the rules;
+    more is an error."""
 
     def content_settings(self, endpoint: Endpoint | None) -> dict[str, Any]:
         """All that decides what is kept of a report, as plain JSON.
@@ -78,15 +80,18 @@ class RefineTransform:
             split: Not used: every report is read alike.
 
         Returns:
-            The table with ``refined_report``, null where there is no report, and plain JSON: ``reports``,
-            the tally's ``events``, the ``agreement`` with the source's labels, in which a report of several
-            images of a patient counts once, and, where labels are taken from reports, the ``labels`` then.
+            The table with ``refined_report``, null where no report describes the image, and plain JSON:
+            ``reports`` that do, ``undescribed`` ones that do not, the tally's ``events``, the ``agreement``
+            with the source's labels, in which a report of several images of a patient counts once, and, where
+            labels are taken from reports, the ``labels`` then.
 
         Raises:
             RefineError: If too many reports fell back, or the refiner cannot go on.
         """
         texts: list[str | None] = studies["report"].to_pylist()
-        rows = [row for row, text in enumerate(texts) if text and text.strip()]
+        written = [row for row, text in enumerate(texts) if text and text.strip()]
+        # Silence is no normal image: it gets no prompt and gives no labels.
+        rows = [row for row in written if describes(texts[row] or "")]
         before = self._refiner.tally.copy()
         refined = dict(zip(rows, self._refiner.refine([texts[row] or "" for row in rows]), strict=True))
         self._seen += len(rows)
@@ -97,6 +102,7 @@ class RefineTransform:
         table = agreement([refined[row].findings for row in distinct], [labels[row] for row in distinct])
         counts = {
             "reports": len(rows),
+            "undescribed": len(written) - len(rows),
             "events": dict(self._refiner.tally - before),
             "agreement": table.plain(),
         }

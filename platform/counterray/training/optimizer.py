@@ -57,4 +57,4 @@ def set_rates(optimizer: Any, stage: Stage, step: int, rate: float) -> None:
     """Gives ``rate`` to the groups whose turn it is at optimizer step ``step``, and 0 to the others."""
     turn = stage.turn(step) if isinstance(stage, Alternating) else None
     for group in optimizer.param_groups:
-        group["lr"] = rate if turn in (None, group["part"]) else 0.0
+        group["lr"] = rate if turn is None or group["part"] == turn else 0.0

@@ -222,7 +222,7 @@ def test_cannot_tell_says_why_and_what_would_help():
     assert "on 60 images" in text
     assert "they describe the generator as much as the classifier" in text
     assert "| Cannot tell | – | – | – |" in told
-    assert "- effectiveness: closed, 0.4 (at least 0.8; judge: judge-a:12ab)" in told
+    assert "- effectiveness: closed, 0.400 (at least 0.8; judge: judge-a:12ab)" in told
     assert "- identity: closed, not measured" in told
     gates = {gate["name"]: gate for gate in report.as_json()["attributes"][0]["audits"][0]["gates"]}
     assert gates["identity"]["value"] is None
@@ -259,6 +259,31 @@ def test_several_attributes_and_total_beside_direct():
         results_of(HAND, audits=[audit_of(HAND), audit_of(other)])
     with pytest.raises(AuditError, match="one attribute or more"):
         report_of()
+
+
+def test_what_was_left_out_is_told_even_where_nothing_was_audited():
+    refused = {"classifiers": {"remote": "it did not answer"}, "attributes": {"view": "it has 1 level"}}
+    report = report_of(refused=refused, warnings=["two studies are left out"])
+    text, told = text_of(report.html()), report.markdown()
+    for shown in (text, told):
+        assert "it did not answer" in shown
+        assert "it has 1 level" in shown
+        assert "two studies are left out" in shown
+    assert "Nothing could be audited." in text
+    assert report.as_json()["refused"] == refused
+
+
+def test_a_gate_says_how_sure_it_is_and_on_how_many_images():
+    reading = Reading(gate="effectiveness", value=0.9, low=0.85, high=0.94, images=120, judge="j")
+    audit = counterfactual_effect(HAND, AuditConfig(minimum_patients=2, resamples=200), readings=[reading])
+    report = report_of(results_of(HAND, audits=[audit]))
+    assert "0.900 (0.850 to 0.940), 120 images" in text_of(report.html())
+    assert (
+        "effectiveness: open, 0.900 (0.850 to 0.940), 120 images (at least 0.8; judge: j)"
+        in report.markdown()
+    )
+    [gate, *_] = report.as_json()["attributes"][0]["audits"][0]["gates"]
+    assert (gate["low"], gate["high"], gate["images"]) == (0.85, 0.94, 120)
 
 
 # Groups.

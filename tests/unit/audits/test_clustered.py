@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import statsmodels.api as sm
-from scipy.stats import t, ttest_1samp
+from scipy.stats import bootstrap, t, ttest_1samp
 
 from counterray.audits.clustered import (
     ClusteredMeans,
@@ -30,6 +30,9 @@ def test_mean_and_error_by_hand():
     assert found.mean == pytest.approx(0.2)
     assert found.error == pytest.approx(math.sqrt(0.16) / 3)
     assert found.patients == 2
+    # The quantile of t with one degree of freedom is tan(0.475 π).
+    low, high = found.interval()
+    assert (high - low) / 2 == pytest.approx(math.tan(0.475 * math.pi) * 0.4 / 3)
 
 
 def test_error_is_that_of_statsmodels_clustered_regression():
@@ -37,10 +40,11 @@ def test_error_is_that_of_statsmodels_clustered_regression():
     patients = random.integers(0, 40, 150)
     patients = np.unique(patients, return_inverse=True)[1]
     values = random.normal(size=40)[patients] + random.normal(size=150)
-    fit = sm.OLS(values, np.ones(150)).fit(cov_type="cluster", cov_kwds={"groups": patients})
+    fit = sm.OLS(values, np.ones(150)).fit(cov_type="cluster", cov_kwds={"groups": patients}, use_t=True)
     found = ClusteredMeans.of(values, patients)
     assert found.mean == pytest.approx(fit.params[0])
     assert found.error == pytest.approx(fit.bse[0])
+    assert found.interval() == pytest.approx(fit.conf_int()[0])
 
 
 def test_without_skewness_the_test_is_the_t_test():
@@ -78,6 +82,20 @@ def test_weights_are_the_resamples_of_the_evaluation():
     assert np.mean(ratios) == pytest.approx(np.mean(rows), abs=0.08)
     assert np.std(ratios) == pytest.approx(np.std(rows), rel=0.08)
     assert (weights.sum(axis=1) == 3).all()
+
+
+def test_percentile_intervals_are_those_of_scipy():
+    values = np.random.default_rng(0).exponential(size=80)
+    weights = patient_weights(80, resamples=4000, seed=0)
+    draws = resampled_ratios(weights, values, np.ones(80), np.arange(80))
+    expected = bootstrap((values,), np.mean, method="percentile", n_resamples=4000, rng=0)
+    low, high = percentiles(draws)
+    assert (low, high) == pytest.approx(tuple(expected.confidence_interval), abs=0.02)
+
+
+def test_percentiles_by_hand():
+    # 2.5 % of 41 values are passed by the second, 97.5 % by the fortieth.
+    assert percentiles(np.arange(1.0, 42.0)) == (2.0, 40.0)
 
 
 def test_resampled_medians_are_the_medians_of_the_rows_drawn():

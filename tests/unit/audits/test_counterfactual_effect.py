@@ -5,6 +5,9 @@ import math
 
 import numpy as np
 import pytest
+from fairlearn.metrics import MetricFrame
+from scipy.stats import beta
+from sklearn.metrics import accuracy_score
 
 from counterray.audits.counterfactual_effect import counterfactual_effect
 from counterray.audits.effects import Effects, lower_median
@@ -55,6 +58,20 @@ def test_flips_have_a_direction_and_cause_an_error():
     assert numbers("missed_at_first") == 0
     assert numbers("alarm_at_second") == 0.5  # of two healthy ones
     assert numbers("alarm_at_first") == 0
+
+
+@pytest.mark.parametrize("name", ["missed_at_first", "alarm_at_second", "up", "down", "up@male"])
+def test_a_rate_that_was_never_seen_has_no_interval_of_nothing(name):
+    still = scores_of(
+        np.full((1, 60, 2), 0.4) + np.linspace(0, 0.05, 60)[None, :, None],
+        own=np.arange(60) % 2,
+        labels=(np.arange(60) % 3 == 0)[None].astype(float),
+        levels=["female", "male"],
+    )
+    number = counterfactual_effect(still, config(), readings=[]).findings[0].numbers[name]
+    size = {"missed_at_first": 20, "alarm_at_second": 40, "up@male": 30}.get(name, 60)
+    assert (number.value, number.low) == (0, 0)
+    assert number.high == pytest.approx(1 - 0.025 ** (1 / size))  # Clopper and Pearson
 
 
 def test_flips_and_errors_by_observed_level():
@@ -108,6 +125,39 @@ def test_accuracy_is_one_less_flips_where_there_are_two_levels():
     scores = noisy_scores(size=100, noise=0.1)
     audit = audit_of(scores)
     assert audit.accuracy["c0, edema"].value == pytest.approx(1 - audit.findings[0].numbers["flip"].value)
+
+
+def test_accuracy_is_that_of_scikit_learn_and_of_fairlearn_by_level():
+    scores = noisy_scores(size=100, noise=0.1)
+    decisions = scores.intervened >= 0.5
+    kept = np.take_along_axis(decisions[0], scores.own[:, None], axis=1)[:, 0]
+    changed = np.take_along_axis(decisions[0], 1 - scores.own[:, None], axis=1)[:, 0]
+    found = expected_counterfactual_accuracy(decisions, own=scores.own, patients=np.arange(100))
+    assert found.changed == pytest.approx([accuracy_score(kept, changed)])
+    frame = MetricFrame(metrics=accuracy_score, y_true=kept, y_pred=changed, sensitive_features=scores.own)
+    flips = audit_of(scores).findings[0].numbers
+    for level in (0, 1):
+        assert flips[f"flip@level {level}"].value == pytest.approx(1 - frame.by_group[level])
+
+
+def test_the_interval_of_accuracy_by_hand():
+    # Two of ten patients flip: 0.8, n* = 9, and the exact interval of it.
+    decisions = np.zeros((1, 10, 2), dtype=bool)
+    decisions[0, :2, 1] = True
+    found = expected_counterfactual_accuracy(decisions, own=np.zeros(10, dtype=int), patients=np.arange(10))
+    assert found.changed == pytest.approx([0.8])
+    assert found.low == pytest.approx([beta.ppf(0.025, 7.2, 2.8)])
+    assert found.high == pytest.approx([beta.ppf(0.975, 8.2, 1.8)])
+
+
+def test_p_values_of_the_bootstrap_by_hand():
+    # Every excess is positive, so that no resample's mean is 0 or less; and where nothing moves all are 0.
+    base = np.random.default_rng(0).uniform(0.1, 0.8, 40)
+    own = np.arange(40) % 2
+    moved = audit_of(scores_of(np.stack([base, base + 0.1], axis=-1)[None], own=own)).findings[0]
+    still = audit_of(scores_of(np.stack([base, base], axis=-1)[None], own=own)).findings[0]
+    assert moved.p_bootstrap == pytest.approx(1 / 201)
+    assert still.p_bootstrap == 1
 
 
 def test_the_lower_median_is_a_value_that_was_seen():

@@ -1,12 +1,13 @@
 """Equivalence, corrections and power: by hand, and against statsmodels and SciPy."""
 
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom, binomtest
+from scipy.stats import beta, binom, binomtest, t
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
@@ -19,6 +20,7 @@ from counterray.audits.equivalence import (
     equivalence_of_means,
     rate_below_margin,
     rate_interval,
+    rates_among,
     unseen,
 )
 from counterray.audits.errors import AuditError
@@ -39,11 +41,14 @@ def test_two_one_sided_tests_are_those_of_statsmodels():
 
 
 def test_two_one_sided_tests_by_hand():
-    # Values ±0.01 about 0, n = 4: error = 0.01 sqrt(4/3) / 2, t = 0.02 / error with 3 degrees of freedom.
-    from scipy.stats import t
-
-    means = means_of([0.01, -0.01, 0.01, -0.01])
-    assert means.p_less(0.02) == pytest.approx(t.sf(0.02 / (0.01 * math.sqrt(4 / 3) / 2), 3))
+    # Fifty of 0.31, fifty of -0.29: mean 0.01, error 0.3 / sqrt(99), no skewness. The nearer bound decides:
+    # t = (0.05 - 0.01) / error with 99 degrees of freedom.
+    means = means_of([0.31, -0.29] * 50)
+    error = 0.3 / math.sqrt(99)
+    assert means.p_less(0.05) == pytest.approx(t.sf(0.04 / error, 99))
+    assert means.p_greater(-0.05) == pytest.approx(t.sf(0.06 / error, 99))
+    assert equivalence_of_means(means, 0.05) == pytest.approx(t.sf(0.04 / error, 99))
+    assert below_margin(means, 0.05) == pytest.approx(t.sf(0.04 / error, 99))
 
 
 def test_few_patients_cannot_prove_a_small_margin_however_still_they_are():
@@ -69,6 +74,24 @@ def test_rates_of_independent_patients_are_those_of_the_exact_binomial(hits):
     assert rate_below_margin(means, 0.05) == pytest.approx(exact, rel=0.05)
 
 
+def test_rates_among_some_are_of_their_own_patients_alone():
+    seen, among = np.zeros((1, 1, 500), dtype=bool), np.zeros((1, 500), dtype=bool)
+    seen[..., :7] = seen[..., 400:] = True  # those from 400 on are not among whom the rate is about
+    among[:, :200] = True
+    value, low, high = (ends.item() for ends in rates_among(seen, among, np.arange(500)))
+    assert value == 7 / 200
+    assert (low, high) == pytest.approx(proportion_confint(7, 200, method="beta"), rel=1e-2)
+    of_patients = rates_among(np.repeat(seen, 2, -1), np.repeat(among, 2, -1), np.arange(500).repeat(2))
+    assert [ends.item() for ends in of_patients] == pytest.approx([value, low, high])
+
+
+def test_rates_among_one_patient_and_nobody():
+    seen, patients = np.array([[[True, False, False]]]), np.array([0, 0, 1])
+    one = rates_among(seen, np.array([[True, True, False]]), patients)
+    assert [ends.item() for ends in one] == [0.5, 0, 1]
+    assert np.isnan(rates_among(seen, np.zeros((1, 3), dtype=bool), patients)).all()
+
+
 def test_a_rate_that_was_never_seen_has_the_rule_of_three():
     _, high = rate_interval(means_of(np.zeros(300)))
     assert high == pytest.approx(1 - 0.025 ** (1 / 300))
@@ -90,6 +113,17 @@ def test_repeated_images_are_no_more_patients():
     assert effective_patients(thrice) == pytest.approx(effective_patients(once))
 
 
+def test_a_clustered_rate_has_the_interval_of_fewer_patients_by_hand():
+    # Four of twenty patients flip in both of their images, the rest in none: rate 0.2, error² =
+    # 20/19 · 20 · 0.2 · 0.8 · 2² / 40², so n* = 0.16 / error² = 19, and never the 40 images.
+    means = ClusteredMeans.of(np.repeat([1.0] * 4 + [0.0] * 16, 2), np.repeat(np.arange(20), 2))
+    assert effective_patients(means) == pytest.approx(19)
+    low, high = rate_interval(means)
+    assert low == pytest.approx(beta.ppf(0.025, 3.8, 15.2 + 1))
+    assert high == pytest.approx(beta.ppf(0.975, 3.8 + 1, 15.2))
+    assert rate_below_margin(means, 0.5) == pytest.approx(beta.sf(0.5, 4.8, 15.2))
+
+
 def test_holm_by_hand():
     # Sorted .01 .02 .03 .04: times 4 3 2 1 gives .04 .06 .06 .04, made monotone: .04 .06 .06 .06.
     assert holm(np.array([0.04, 0.01, 0.03, 0.02])) == pytest.approx([0.06, 0.04, 0.06, 0.06])
@@ -104,8 +138,11 @@ def test_benjamini_yekutieli_by_hand():
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_corrections_are_those_of_statsmodels(p_values):
     p = np.array(p_values)
-    assert np.allclose(holm(p), multipletests(p, method="holm")[1])
-    assert np.allclose(benjamini_yekutieli(p), multipletests(p, method="fdr_by")[1])
+    # statsmodels collects the whole process's garbage at each call, which takes most of a second.
+    with mock.patch("gc.collect"):
+        expected = {method: multipletests(p, method=method)[1] for method in ("holm", "fdr_by")}
+    assert np.allclose(holm(p), expected["holm"])
+    assert np.allclose(benjamini_yekutieli(p), expected["fdr_by"])
 
 
 def test_a_missing_p_value_is_no_member_of_a_family():

@@ -5,7 +5,7 @@ import pytest
 
 from counterray.audits.errors import AuditError
 from counterray.audits.worlds.equations import WORLDS, World, WorldConfig
-from counterray.audits.worlds.generators import ExactGenerator, StructuralModel
+from counterray.audits.worlds.generators import ExactGenerator, LevelRegression, StructuralModel
 from counterray.audits.worlds.pool import (
     SEEDS_OF_KIND,
     STRENGTHS,
@@ -114,6 +114,21 @@ def test_without_the_graph_the_root_s_features_move_a_little():
     made = StructuralModel(here, drawn, graph="unknown").counterfactual(drawn, 1 - drawn.own, draw=0)
     moved = np.abs(made.root - here.features(drawn).root).mean()
     assert 0 < moved < 0.3
+
+
+def test_a_regression_for_each_level_by_hand():
+    # At level 0 outputs are (x, 1), at level 1 (-x, 2 x); one row of level 1 is off by (0.3, 0).
+    inputs, levels = np.array([[0.0], [1], [2], [0], [1], [2]]), np.array([0, 0, 0, 1, 1, 1])
+    x = inputs[:, 0]
+    outputs = np.where(levels[:, None] == 0, np.stack([x, x * 0 + 1], 1), np.stack([-x, 2 * x], 1))
+    outputs[4, 0] += 0.3
+    model = LevelRegression(inputs, outputs, levels)
+    assert model.mean(np.array([[3.0], [3.0]]), np.array([0, 1])) == pytest.approx(
+        np.array([[3.0, 1.0], [-2.9, 6.0]])
+    )
+    drawn = model.residuals(np.ones(50, dtype=int), np.random.default_rng(0))
+    assert set(np.round(drawn[:, 0], 9)) == {-0.1, 0.2}
+    assert drawn[:, 1] == pytest.approx(np.zeros(50))
 
 
 def test_a_model_needs_enough_rows():

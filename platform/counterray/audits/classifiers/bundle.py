@@ -71,9 +71,8 @@ class BundleClassifier:
         if image.shape[-1] != self.image_size:
             raise ClassifierError(
                 f"Classifier {self.name!r} was trained on images of {self.image_size} px; these have "
-                f"{image.shape[-1]} px. Set size: {self.image_size} in its YAML file to resize them, "
-                "or audit "
-                "on data of its size."
+                f"{image.shape[-1]} px. Set size: {self.image_size} in its YAML file to resize them, or "
+                "audit on data of its size."
             )
         found = self.judge.scores(image, batch_size=self.config.batch_size)
         return as_scores(self.name, found, images=len(image), findings=self.findings)

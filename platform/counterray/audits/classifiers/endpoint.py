@@ -104,16 +104,14 @@ class EndpointClassifier:
             )
         if host not in allowed_hosts:
             raise ClassifierError(
-                f"Classifier {self.name!r} would send images to {host}, which is not allowed. If they "
-                "may leave "
-                f"this machine for it, set allowed_hosts=[{host}]. Allowed now: "
+                f"Classifier {self.name!r} would send images to {host}, which is not allowed. If they may "
+                f"leave this machine for it, set allowed_hosts=[{host}]. Allowed now: "
                 f"{', '.join(sorted(allowed_hosts)) or 'none'}."
             )
         if config.key_variable and parts.scheme == "http" and parts.hostname not in _LOOPBACK:
             raise ClassifierError(
-                f"Classifier {self.name!r}: the key in {config.key_variable} would travel unencrypted "
-                f"to {host}. "
-                "Use https."
+                f"Classifier {self.name!r}: the key in {config.key_variable} would travel unencrypted to "
+                f"{host}. Use https."
             )
         self.findings = require_findings(self.name, config.findings)
         self.fingerprint = fingerprint_of(config.model_copy(update=_HARMLESS))
@@ -165,9 +163,8 @@ class EndpointClassifier:
             if attempt < self.config.retries:
                 time.sleep(wait)
         raise EndpointError(
-            f"Classifier {self.name!r} did not answer in {self.config.retries + 1} attempts; the last "
-            "one ended "
-            f"with {cause}. Start it again and run the same audit: what was answered stays."
+            f"Classifier {self.name!r} did not answer in {self.config.retries + 1} attempts; the last one "
+            f"ended with {cause}. Start it again and run the same audit: what was answered stays."
         )
 
     def _wait_for_turn(self) -> None:

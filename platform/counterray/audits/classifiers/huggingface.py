@@ -65,9 +65,8 @@ class HuggingFaceClassifier:
         folder = Path(place.path)
         if not place.is_local or not (folder / "config.json").is_file():
             raise ClassifierError(
-                f"Classifier {self.name!r}: {config.folder} is no local folder with a config.json. "
-                "Download or "
-                "save the model there first; nothing is fetched from a hub."
+                f"Classifier {self.name!r}: {config.folder} is no local folder with a config.json. Download "
+                "or save the model there first; nothing is fetched from a hub."
             )
         network = _load(self.name, folder)
         self.findings = require_findings(self.name, config.findings or _labels(network))
@@ -114,9 +113,8 @@ def read_preprocessing(name: str, folder: Path, *, channels: Literal[1, 3]) -> P
     file = folder / "preprocessor_config.json"
     if not file.is_file():
         raise ClassifierError(
-            f"Classifier {name!r} has no preprocessor_config.json; state preprocessing (size, "
-            "channels, mean, "
-            "std) in its YAML file."
+            f"Classifier {name!r} has no preprocessor_config.json; state preprocessing (size, channels, "
+            "mean, std) in its YAML file."
         )
     said = json.loads(file.read_text(encoding="utf-8"))
     size = said.get("size")

@@ -68,9 +68,8 @@ class OnnxClassifier:
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
             raise ClassifierError(
-                f"Classifier {self.name!r} takes {', '.join(f'{i.name} {i.shape}' for i in inputs)}; "
-                "one input "
-                "[N, C, H, W] is needed. Export it with images as its only input."
+                f"Classifier {self.name!r} takes {', '.join(f'{i.name} {i.shape}' for i in inputs)}; one "
+                "input [N, C, H, W] is needed. Export it with images as its only input."
             )
         self._input = inputs[0]
         self._output = self._choose_output()
@@ -90,8 +89,7 @@ class OnnxClassifier:
         if self.config.output or len(names) != 1:
             raise ClassifierError(
                 f"Classifier {self.name!r}: output = {self.config.output!r}; the file has "
-                f"{', '.join(names)}. "
-                "Set output to the one with the findings."
+                f"{', '.join(names)}. Set output to the one with the findings."
             )
         return str(names[0])
 

@@ -60,9 +60,8 @@ def read_classifier(text: str) -> AnyClassifier:
         return validate(DescribedClassifier, {"classifier": read(text)}).classifier
     if text.startswith(("http://", "https://")):
         raise ClassifierError(
-            f"--classifier {text}: an endpoint needs a YAML file with kind: http, url, and findings "
-            "(what its "
-            "scores are, in order)."
+            f"--classifier {text}: an endpoint needs a YAML file with kind: http, url, and findings (what "
+            "its scores are, in order)."
         )
     if text.endswith(".onnx"):
         return OnnxConfig(file=text, name=short_name(text))
@@ -82,8 +81,7 @@ def read_classifier(text: str) -> AnyClassifier:
         return HuggingFaceConfig(folder=text, name=short_name(text))
     raise ClassifierError(
         f"--classifier {text} is no bundle (a folder with manifest.json), no Hugging Face folder "
-        "(config.json), "
-        "no .onnx, .csv, .parquet or .yaml file, and no module:function."
+        "(config.json), no .onnx, .csv, .parquet or .yaml file, and no module:function."
     )
 
 
@@ -130,5 +128,5 @@ def require_distinct(names: Sequence[str]) -> None:
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if twice:
         raise ClassifierError(
-            f"Two classifiers are called {twice[0]!r}. Describe one in a YAML file and give it another name:."
+            f"Two classifiers are called {twice[0]!r}. Describe one in a YAML file and give it another name."
         )

@@ -65,9 +65,8 @@ class TableClassifier:
         self._rows = {key: row for row, key in enumerate(keys)}
         if len(self._rows) < len(keys):
             raise ClassifierError(
-                f"Classifier {self.name!r}: {len(keys) - len(self._rows)} rows of the table name an "
-                "image that "
-                "another row names too. Keep one prediction for each image."
+                f"Classifier {self.name!r}: {len(keys) - len(self._rows)} rows of the table name an image "
+                "that another row names too. Keep one prediction for each image."
             )
         self._values = self._numbers(table)
         without_place = config.model_copy(update={"file": "", "findings": self.findings})
@@ -91,10 +90,9 @@ class TableClassifier:
         missing = [key for key in keys if key not in self._rows]
         if missing:
             raise ClassifierError(
-                f"Classifier {self.name!r} has no prediction of {len(missing)} of {len(keys)} images, "
-                "such as "
-                f"{missing[0]}. Export the set that this audit uses with --set export=true, predict all of "
-                "it, and give that table."
+                f"Classifier {self.name!r} has no prediction of {len(missing)} of {len(keys)} images, such "
+                f"as {missing[0]}. Export the set that this audit uses with --set export=true, predict all "
+                "of it, and give that table."
             )
         found = self._values[[self._rows[key] for key in keys]]
         return as_scores(self.name, found, images=len(keys), findings=self.findings)
@@ -111,7 +109,6 @@ def _table(name: str, file: str, data: bytes) -> pd.DataFrame:
         return pd.read_csv(io.BytesIO(data), dtype={IMAGE_COLUMN: str})
     except (ValueError, OSError) as error:  # pandas' and Arrow's parsing errors are ValueErrors
         raise ClassifierError(
-            f"Classifier {name!r}: {file} cannot be read as a table ({type(error).__name__}). CSV "
-            "with a header, "
-            "or Parquet, is needed."
+            f"Classifier {name!r}: {file} cannot be read as a table ({type(error).__name__}). CSV with a "
+            "header, or Parquet, is needed."
         ) from error

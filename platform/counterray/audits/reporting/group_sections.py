@@ -58,6 +58,7 @@ def performance_section(results: AttributeResults, *, title: str) -> Section:
 
 def associations_section(results: AttributeResults, *, title: str) -> Section:
     """Associational tests beside the verdict, and why they may disagree with it."""
+    missing = results.without_cit_lr.rstrip(".")
     verdicts = results.audits[0].verdicts()
     alpha = results.audits[0].config.alpha
     rows: list[list[Cell]] = [
@@ -79,6 +80,7 @@ def associations_section(results: AttributeResults, *, title: str) -> Section:
         f"{title}: associational tests beside it",
         [
             Text(list(WHY_TESTS_DISAGREE) if rows else []),
+            Text([f"CIT-LR is not among them: {missing}."] if missing else []),
             Table([*columns, "Rates", "Beside the verdict"], rows, f"{len(rows)} tests", len(rows) > 24),
         ],
         "Tests that look at observed images only. They answer other questions than the verdict does.",

@@ -55,10 +55,10 @@ class Association:
         target: Name of the target.
         test: A key of `reporting.wording.TESTS`.
         quantity: What ``value`` is.
+        n: Images that it rests on.
         value: The effect that the test is about; NaN where it could not be made.
         p_value: Uncorrected; NaN where it could not be made.
         p_corrected: By Holm over the targets of this test and attribute.
-        n: Images that it rests on.
         rates: Group to its rate, where the test compares rates.
         reason: Why it could not be made; empty where it was.
     """
@@ -66,9 +66,9 @@ class Association:
     target: str
     test: str
     quantity: str
-    value: float
-    p_value: float
     n: int
+    value: float = math.nan
+    p_value: float = math.nan
     p_corrected: float = math.nan
     rates: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
@@ -194,32 +194,13 @@ def _gaps(scores: CounterfactualScores, row: int, minimum_patients: int) -> list
     ]
     found = []
     for test, quantity, n, make in tests:
+        entry = Association(target=target.name, test=test, quantity=quantity, n=n)
         try:
             made = make()
         except AuditError as error:
-            found.append(
-                Association(
-                    target=target.name,
-                    test=test,
-                    quantity=quantity,
-                    value=math.nan,
-                    p_value=math.nan,
-                    n=n,
-                    reason=str(error),
-                )
-            )
+            found.append(replace(entry, reason=str(error)))
             continue
-        found.append(
-            Association(
-                target=target.name,
-                test=test,
-                quantity=quantity,
-                value=made.difference,
-                p_value=made.p_value,
-                n=n,
-                rates=made.rates,
-            )
-        )
+        found.append(replace(entry, value=made.difference, p_value=made.p_value, rates=made.rates))
     return found
 
 

@@ -33,6 +33,7 @@ class AttributeResults:
         counts: Target's name to observed level to how many of it there are.
         performance: Target's name to its performance by observed level, or why there is none.
         associations: Associational tests beside the audit.
+        without_cit_lr: Why CIT-LR is not among them; empty where it is.
         causes: The causal graph as its user states it, if at all.
         examples: Most affected patients with their images.
 
@@ -44,6 +45,7 @@ class AttributeResults:
     counts: Mapping[str, Mapping[str, LevelCount]]
     performance: Mapping[str, GroupPerformance | Missing]
     associations: Sequence[Association]
+    without_cit_lr: str = ""
     causes: CausalStatement | None = None
     examples: Sequence[Example] = field(default=())
 
@@ -66,7 +68,7 @@ class AttributeResults:
         scores: CounterfactualScores,
         audits: Sequence[EffectAudit],
         *,
-        cit_lr: CitLr | None = None,
+        cit_lr: CitLr | str = "it was not asked for",
         causes: CausalStatement | None = None,
         examples: Sequence[Example] = (),
         resamples: int = 200,
@@ -78,7 +80,7 @@ class AttributeResults:
         Args:
             scores: What classifiers said; of two audits either's, since observed images are the same.
             audits: See above.
-            cit_lr: Of the targets that the audit did not refuse, in their order.
+            cit_lr: Of the targets that the audit did not refuse, in their order; or why it was not made.
             causes: See above.
             examples: See above.
             resamples: Of patients, for the intervals of group performance.
@@ -98,7 +100,10 @@ class AttributeResults:
                 resamples=resamples,
                 seed=audits[0].config.seed if audits else 0,
             ),
-            associations=associations(usable, cit_lr=cit_lr, minimum_patients=minimum),
+            associations=associations(
+                usable, cit_lr=cit_lr if isinstance(cit_lr, CitLr) else None, minimum_patients=minimum
+            ),
+            without_cit_lr=cit_lr if isinstance(cit_lr, str) else "",
             causes=causes,
             examples=examples,
         )
@@ -122,6 +127,7 @@ class AttributeResults:
                 for target, found in self.performance.items()
             },
             "associations": [association.as_json() for association in self.associations],
+            "without_cit_lr": self.without_cit_lr,
             "causes": None if self.causes is None else self.causes.as_json(self.attribute),
             "examples": [example.as_json() for example in self.examples],
         }

@@ -10,7 +10,7 @@ from counterray.audits.gates import Gate
 from counterray.audits.reporting.doses import DoseResults
 from counterray.audits.reporting.results import AttributeResults
 from counterray.audits.reporting.verdicts import deciding
-from counterray.audits.reporting.wording import LIMITS, VERDICTS, words
+from counterray.audits.reporting.wording import LIMITS, VERDICTS, measured, words
 from counterray.evaluation.report import Cell, Missing
 
 _COLUMNS = ("classifier, finding", "change that decides", "verdict", "mean effect", "flips", "p corrected")
@@ -21,6 +21,8 @@ def markdown_summary(
     doses: Sequence[DoseResults] = (),
     *,
     title: str,
+    refused: Mapping[str, Mapping[str, str]],
+    warnings: Sequence[str],
     facts: Mapping[str, Cell],
     bundles: Mapping[str, str],
     limits: Sequence[str],
@@ -32,6 +34,14 @@ def markdown_summary(
             parts += [*_attribute(audit), ""]
     for dose in doses:
         parts += [*_dose(dose), ""]
+    left_out = [
+        f"- Not audited: {_text(name)}: {_text(reason)}"
+        for reasons in refused.values()
+        for name, reason in reasons.items()
+    ]
+    if left_out or warnings:
+        parts += ["### Left out, and to be known", "", *left_out]
+        parts += [*(f"- {_text(warning)}" for warning in warnings), ""]
     parts += ["### Provenance of the audit", ""]
     parts += [f"- {_text(name)}: {_cell(value)}" for name, value in facts.items()]
     parts += [f"- {_text(role)}: `{checksum}`" for role, checksum in bundles.items()]
@@ -89,10 +99,9 @@ def _dose(results: DoseResults) -> list[str]:
 def _gates(gates: Sequence[Gate]) -> list[str]:
     lines = ["", "Validity gates of the generator:", ""]
     for gate in gates:
-        value = "not measured" if math.isnan(gate.value) else f"{gate.value:.3g}"
         limit = f"{'at least' if gate.better == 'higher' else 'at most'} {gate.limit:g}"
         judge = _text(gate.judge or "none")
-        line = f"- {words(gate.name)}: {gate.state}, {value} ({limit}; judge: {judge})"
+        line = f"- {words(gate.name)}: {gate.state}, {measured(gate)} ({limit}; judge: {judge})"
         lines.append(line + (f"; {_text(gate.reason)}" if gate.reason else ""))
         if gate.remedy:
             lines.append(f"  - to open it: {_text(gate.remedy)}")

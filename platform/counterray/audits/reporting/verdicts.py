@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from counterray.audits.findings import EffectAudit, PairFinding
@@ -15,6 +14,7 @@ from counterray.audits.reporting.wording import (
     VERDICT_MEANINGS,
     VERDICTS,
     direction_sentence,
+    measured,
     settles,
     words,
 )
@@ -25,7 +25,6 @@ from counterray.evaluation.report import (
     Cards,
     Cell,
     KeyValues,
-    Missing,
     Section,
     Table,
     Text,
@@ -64,6 +63,17 @@ def verdicts_section(results: Sequence[AttributeResults], doses: Sequence[DoseRe
         blocks,
         "Does changing nothing but the attribute change what the classifier says of the same patient? Over "
         "several pairs of levels the sentence is about the pair that decides.",
+    )
+
+
+def refused_section(refused: Mapping[str, Mapping[str, str]], warnings: Sequence[str]) -> Section:
+    """Who and what was not audited, and what speaks against what was; empty where there is neither."""
+    rows: list[list[Cell]] = [
+        [words(kind), name, reason] for kind, reasons in refused.items() for name, reason in reasons.items()
+    ]
+    return Section(
+        "Left out, and to be known",
+        [Text(list(warnings), tone="warning"), Table(["Kind", "Name", "Not audited, because"], rows)],
     )
 
 
@@ -148,10 +158,10 @@ def _closed_gates(about: str, gates: Sequence[Gate]) -> str:
 def _gate_row(gate: Gate) -> list[Cell]:
     return [
         f"{words(gate.name)}: {GATE_QUESTIONS[gate.name]}",
-        Missing("") if math.isnan(gate.value) else gate.value,
+        measured(gate),
         f"{'at least' if gate.better == 'higher' else 'at most'} {gate.limit:g}",
         gate.state,
         gate.judge or "no judge",
-        gate.reason or gate.note,
+        ". ".join(text for text in (gate.reason, gate.note) if text),
         gate.remedy,
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from counterray.audits.findings import EffectAudit, Estimate, PairFinding
-from counterray.audits.gates import GateName
+from counterray.audits.gates import Gate, GateName
 from counterray.audits.verdicts import Verdict
 from counterray.evaluation.report import Cell, Missing, format_number
 
@@ -91,6 +91,17 @@ def spread(estimate: Estimate | None, *, missing: str, percent: bool = False) ->
     if math.isnan(estimate.low):
         return f"{shown(estimate.value)}{unit} (no interval)"
     return f"{shown(estimate.value)}{unit} ({shown(estimate.low)} to {shown(estimate.high)})"
+
+
+def measured(gate: Gate) -> str:
+    """A gate's number, its 95 % interval and the images that it rests on, for reading."""
+    reading = gate.reading
+    if reading is None or math.isnan(reading.value):
+        return "not measured"
+    text = format_number(reading.value)
+    if not math.isnan(reading.low):
+        text += f" ({format_number(reading.low)} to {format_number(reading.high)})"
+    return text + (f", {reading.images} images" if reading.images else "")
 
 
 def change(audit: EffectAudit, finding: PairFinding) -> str:

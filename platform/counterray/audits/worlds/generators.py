@@ -90,8 +90,8 @@ class StructuralModel:
                     f"{needed - 2} inputs needs {needed} or more. Draw more individuals."
                 )
         levels_of_root = own if graph == "unknown" else np.zeros_like(own)
-        self._root = _Regression(learning.root, seen.root, levels_of_root)
-        self._mixed = _Regression(learning.root, seen.mixed, own)
+        self._root = LevelRegression(learning.root, seen.root, levels_of_root)
+        self._mixed = LevelRegression(learning.root, seen.mixed, own)
 
     def counterfactual(self, individuals: Individuals, level: Codes, *, draw: int) -> Features:
         """See `Generator`; a null generator flips its own, shuffled levels where ``level`` is not the own."""
@@ -113,7 +113,7 @@ class StructuralModel:
 
     def _moved(
         self,
-        model: _Regression,
+        model: LevelRegression,
         root: Floats,
         seen: Floats,
         own: Codes,
@@ -134,17 +134,24 @@ class StructuralModel:
         return shuffled
 
 
-class _Regression:
-    """One linear regression for each level."""
+class LevelRegression:
+    """One linear regression for each level.
+
+    Args:
+        inputs: ``[n, Q]``.
+        outputs: ``[n, D]``.
+        levels: ``[n]``.
+    """
 
     def __init__(self, inputs: Floats, outputs: Floats, levels: Codes) -> None:
+        self.width = outputs.shape[1]
         found = np.unique(levels)
         self.models = {k: LinearRegression().fit(inputs[levels == k], outputs[levels == k]) for k in found}
         self.left = {k: outputs[levels == k] - m.predict(inputs[levels == k]) for k, m in self.models.items()}
 
     def mean(self, inputs: Floats, levels: Codes) -> Floats:
-        """``[n, k]`` predictions at each row's level."""
-        predicted = np.empty_like(inputs)
+        """``[n, D]`` predictions at each row's level."""
+        predicted = np.empty((len(inputs), self.width))
         for level, model in self.models.items():
             rows = levels == level
             if rows.any():
@@ -152,8 +159,8 @@ class _Regression:
         return predicted
 
     def residuals(self, levels: Codes, random: np.random.Generator) -> Floats:
-        """``[n, k]`` residuals of learning rows, drawn whole rows at a time."""
-        drawn = np.empty((len(levels), next(iter(self.left.values())).shape[1]))
+        """``[n, D]`` residuals of learning rows, drawn whole rows at a time."""
+        drawn = np.empty((len(levels), self.width))
         for level, left in self.left.items():
             rows = levels == level
             drawn[rows] = left[random.integers(0, len(left), int(rows.sum()))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -104,8 +104,7 @@ def fit_network(
             learning_rate=config.learning_rate,
             seed=seed,
         )
-    assert isinstance(module, ThumbnailClassifier)
-    return module
+    return cast(ThumbnailClassifier, module)
 
 
 @torch.no_grad()
