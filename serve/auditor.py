@@ -246,17 +246,12 @@ class Auditor:
         scheme = address.partition("://")[0] if "://" in address else ""
         if scheme not in ("", "s3") or any(part in (".", "..") for part in address.split("/")):
             raise ProblemError("audit-refused", f"{what}: {address!r} is no plain path or s3:// URI.")
-        place = resolve(address)
-        for root in map(resolve, self.settings.audits.roots):
-            inside, outside = _real(place), _real(root)
-            if root.is_local == place.is_local and inside.startswith(outside.rstrip("/") + "/"):
-                return place
+        inside = address if scheme else os.path.realpath(os.path.expanduser(address))
+        for root in self.settings.audits.roots:
+            outside = root if "://" in root else os.path.realpath(root)
+            if inside.startswith(outside.rstrip("/") + "/"):
+                return resolve(address)
         raise ProblemError("audit-refused", f"{what}: {address!r} is not below one of the server's roots.")
-
-
-def _real(place: Location) -> str:
-    """The place with no symbolic link on the way."""
-    return os.path.realpath(place.path) if place.is_local else place.path
 
 
 def _job(name: str, attempts: int) -> str:

@@ -46,12 +46,12 @@ async def read_counterfactual(
         form = await request.form(max_files=1, max_fields=1, max_part_size=1 << 20)
     except HTTPException as error:
         raise ProblemError("unreadable-body", f"The form cannot be read: {error.detail}") from None
-    file, said = form.get("image"), form.get("request")
-    if not isinstance(file, UploadFile) or not isinstance(said, str) or len(form) != 2:
-        raise ProblemError(
-            "unreadable-body", "A form has two parts: the file image, and the field request with JSON."
-        )
     try:
+        file, said = form.get("image"), form.get("request")
+        if not isinstance(file, UploadFile) or not isinstance(said, str) or len(form) != 2:
+            raise ProblemError(
+                "unreadable-body", "A form has two parts: the file image, and the field request with JSON."
+            )
         data = await file.read()
     finally:
         await form.close()

@@ -32,6 +32,9 @@ def check_observed(
     for name, value in observed.items():
         if name == AGE:
             if isinstance(value, str) or not 0 <= value <= MOST_YEARS:
+                raise EditError(f"observed {name}: ages are 0 to {MOST_YEARS:g} years.")
+        elif name.startswith(PREFIX):
+            if name.removeprefix(PREFIX) not in findings:
                 there = ", ".join(findings) or "none"
                 raise EditError(f"observed {name}: no such finding. There are: {there}.")
             if value not in (0.0, 1.0):

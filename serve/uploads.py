@@ -92,6 +92,7 @@ def _check_picture(data: bytes, settings: UploadSettings) -> None:
         raise ProblemError("unreadable-image", f"The file is animated ({frames} frames); send one image.")
     if image.mode not in _GREY_MODES:
         raise ProblemError("unreadable-image", f"Its colours are {image.mode}; send grey or RGB.")
+    image.verify()  # Of a PNG every chunk's checksum, which decoding passes over in the pixels.
 
 
 def _checked_dicom(data: bytes, settings: UploadSettings) -> pydicom.Dataset:

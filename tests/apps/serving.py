@@ -2,6 +2,7 @@
 
 import warnings
 
+import httpx2
 import yaml
 from ray import serve
 

@@ -101,7 +101,7 @@ def test_scores_are_of_the_image_before_and_after(engines):
     [made] = engine.do([work(WORDS)])
     scores = made.images[0].scores
     judge = engine.jury.readers[0].judge
-    image = torch.from_numpy(radiograph(32, 0))[None, None].float() / 127.5 - 1
+    image = torch.from_numpy(radiograph(32, 0).copy())[None, None].float() / 127.5 - 1
     before = dict(zip(judge.outputs, judge.scores(image)[0].tolist(), strict=True))
     assert {score.name: score.before for score in scores} == pytest.approx(before)
     assert {score.judge for score in scores} == {judge.label}
