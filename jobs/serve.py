@@ -22,6 +22,7 @@ def main(
     new_key: Annotated[
         str, typer.Option(help="Make a key under this name, print it once, and end; a former one ends.")
     ] = "",
+    port: Annotated[int | None, typer.Option(help="Where to listen; the config file's by default.")] = None,
     overrides: Overrides = None,
 ) -> None:
     """Put trained models online: an API, and a page, on this machine."""
@@ -31,7 +32,7 @@ def main(
         from serve.keys import add_key
         from serve.local import first_key, read_deployment, settings_of, start, stop
 
-        deployment = read_deployment(config, overrides or ())
+        deployment = read_deployment(config, overrides or (), port=port)
         settings = settings_of(deployment)
         if new_key:
             return {"key": add_key(settings.keys, new_key)}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import ray
 from fastapi import FastAPI
 from ray import serve
+from ray.dashboard.utils import ray_address_to_api_server_url
 from ray.job_submission import JobSubmissionClient
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
@@ -75,7 +77,7 @@ def services_of(settings: Settings, backend: ServeBackend) -> Services:
     }
     auditor = None
     if settings.audits.roots:
-        auditor = Auditor(settings, JobSubmissionClient(settings.audits.address))
+        auditor = Auditor(settings, JobSubmissionClient(_dashboard(settings.audits.address)))
     return Services(
         settings=settings,
         cards=cards,
@@ -85,3 +87,13 @@ def services_of(settings: Settings, backend: ServeBackend) -> Services:
         auditor=auditor,
         gateway=serve.get_replica_context().replica_id.unique_id,
     )
+
+
+def _dashboard(address: str) -> str:
+    """The URL that jobs are submitted to: ``auto`` is the Ray that this very process is part of.
+
+    Ray's own ``auto`` would be the one that was started last on this machine.
+    """
+    if address != "auto":
+        return address
+    return str(ray_address_to_api_server_url(ray.get_runtime_context().gcs_address))

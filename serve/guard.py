@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
+import re
 import time
+import uuid
 from contextlib import AsyncExitStack
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,6 +24,9 @@ API = "/v1/"
 
 _FORM_BYTES = 1 << 20
 """What a request may hold beside its image [bytes]."""
+
+_REQUEST_ID = "X-Request-Id"
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -61,7 +65,8 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, answer = time.perf_counter(), _Answer(send, private=scope["path"].startswith(API))
+        started, private = time.perf_counter(), scope["path"].startswith(API)
+        answer = _Answer(send, private=private, given=_header(scope, _REQUEST_ID.lower().encode()))
         scope.setdefault("state", {})["instance"] = answer.instance
         try:
             await self._guarded(scope, receive, answer)
@@ -114,18 +119,20 @@ class _Bounded:
 class _Answer:
     """What goes to the client, with the headers that every answer has."""
 
-    def __init__(self, send: Send, *, private: bool) -> None:
+    def __init__(self, send: Send, *, private: bool, given: str) -> None:
         self._send, self._private = send, private
-        self.instance = secrets.token_hex(8)
+        # Serve's proxy names requests, puts the name on their answers and into its logs.
+        self._named = bool(_UUID.fullmatch(given))
+        self.instance = given if self._named else str(uuid.uuid4())
         self.status = 0
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             there = {name.lower() for name, _ in message["headers"]}
-            added = {**HEADERS, "X-Request-Id": self.instance}
+            added = HEADERS if self._named else {**HEADERS, _REQUEST_ID: self.instance}
             if self._private:
-                added["Cache-Control"] = "no-store"
+                added = {**added, "Cache-Control": "no-store"}
             message["headers"] = [
                 *message["headers"],
                 *((n.encode(), v.encode()) for n, v in added.items() if n.lower().encode() not in there),

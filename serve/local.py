@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,12 +28,13 @@ OWNER = "local"
 OBJECT_STORE_BYTES = 512 << 20
 
 
-def read_deployment(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+def read_deployment(path: Path, overrides: Sequence[str], *, port: int | None = None) -> dict[str, Any]:
     """A Serve config file, its places made absolute: replicas run in folders of their own.
 
     Args:
         path: The file, of one application.
         overrides: Assignments ``a.b=c`` to the application's settings.
+        port: Where to listen, in place of the file's.
 
     Raises:
         ConfigError: If a setting is unknown or refused.
@@ -43,7 +45,10 @@ def read_deployment(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
         raise ConfigError(f"{path} is no Serve config file with one application; see serve/configs.")
     arguments = read(None, overrides)
     settings = validate(Settings, _merged(applications[0].get("args", {}), arguments))
-    return {**config, "applications": [{**applications[0], "args": _absolute(settings)}]}
+    http = {"host": "127.0.0.1", "port": 8000, **config.get("http_options", {})}
+    http |= {} if port is None else {"port": port}
+    application = {**applications[0], "args": _absolute(settings)}
+    return {**config, "http_options": http, "applications": [application]}
 
 
 def settings_of(config: Mapping[str, Any]) -> Settings:
@@ -71,29 +76,50 @@ def start(config: Mapping[str, Any]) -> str:
     Raises:
         ConfigError: If the server does not start, with what Serve says.
     """
+    host, port = config["http_options"]["host"], config["http_options"]["port"]
+    _require_free(host, port)
     library, checkout = Path(counterray.__file__).parents[1], Path(__file__).parents[1]
     # Replicas are started by Serve, not by this process: they find the code by their environment alone.
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (library, checkout)))
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    context = ray.init(
-        address="local",
-        num_cpus=max(2, os.cpu_count() or 2),
-        include_dashboard=True,
-        object_store_memory=OBJECT_STORE_BYTES,
-        logging_level="ERROR",
-        log_to_driver=False,
-    )
+    try:
+        context = ray.init(
+            address="local",
+            num_cpus=max(2, os.cpu_count() or 2),
+            include_dashboard=True,
+            object_store_memory=OBJECT_STORE_BYTES,
+            logging_level="ERROR",
+            log_to_driver=False,
+        )
+    except Exception as error:  # Ray raises no kind of its own where one of its processes does not start.
+        raise ConfigError(
+            f"Ray did not start: {error} Its processes have some seconds each to start; try again when less "
+            "runs on this machine."
+        ) from error
     client = ServeSubmissionClient(f"http://{context.dashboard_url}")
     client.deploy_applications(dict(config))
     _wait(client)
-    http = config["http_options"]
-    return f"http://{http['host']}:{http['port']}"
+    return f"http://{host}:{port}"
 
 
 def stop() -> None:
     """Ends the server and its Ray; audits that run go on with the next start."""
     serve.shutdown()
     ray.shutdown()
+
+
+def _require_free(host: str, port: int) -> None:
+    """Refuses a port that another server has: Serve would share it, and each get some of the requests."""
+    with socket.socket() as probe:
+        # As servers do that follow one which has just ended; this does not share a port that is listened on.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"http_options: {host}:{port} cannot be used ({error.strerror}). End the server that has it, "
+                "or take another port with --port."
+            ) from error
 
 
 def _wait(client: ServeSubmissionClient) -> None:

@@ -100,7 +100,7 @@ class AuditSettings(Config):
     out: str = ""
     """Folder or ``s3://`` URI of requests, states and results."""
     address: str = "auto"
-    """Ray that runs audits: ``auto``, or the URL of a Ray dashboard."""
+    """Ray that runs audits: ``auto`` for the one that the server is in, or the URL of a Ray dashboard."""
     running: int = Field(default=1, ge=1)
     """Audits that run at a time; others are queued."""
     queued: int = Field(default=20, ge=1)

@@ -237,3 +237,11 @@ def test_a_deadline_ends_a_request_and_a_rate_sends_away(models):
         response = client.get("/v1/models")
         refused(response, 429, "rate-limited")
         assert int(response.headers["retry-after"]) >= 1
+
+
+def test_a_request_keeps_the_name_that_the_proxy_gave_it_and_no_other(client):
+    name = "9b2f6c1e-0d4a-4b6f-8a53-1d2e3f4a5b6c"
+    named = client.get("/nothing", headers={"X-Request-Id": name})
+    assert named.json()["instance"] == name
+    assert "x-request-id" not in named.headers  # The proxy puts it on the answer.
+    assert "Jane" not in client.get("/nothing", headers={"X-Request-Id": "Jane Doe"}).text
