@@ -30,7 +30,7 @@ def main(
     def work() -> Mapping[str, Any]:
         from counterray.bundle import open_bundle
         from serve.keys import add_key
-        from serve.local import first_key, read_deployment, settings_of, start, stop
+        from serve.local import LocalServer, first_key, read_deployment, settings_of
 
         deployment = read_deployment(config, overrides or (), port=port)
         settings = settings_of(deployment)
@@ -39,16 +39,18 @@ def main(
         for model in settings.models.values():
             open_bundle(model.bundle)
         key = first_key(settings)
-        url = start(deployment)
+        server = LocalServer.start(deployment)
         try:
-            typer.echo(f"serving {', '.join(settings.models)}\npage and API: {url}")
+            typer.echo(f"serving {', '.join(settings.models)}\npage and API: {server.url}")
             typer.echo(f"key: {key.read_text().strip()} (kept in {key})" if key.is_file() else "key: yours")
             typer.echo("Ctrl-C ends it.")
+            # Only now: Ray sets handlers of its own while it starts.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
             with suppress(KeyboardInterrupt):
                 signal.pause()
         finally:
-            stop()
+            server.stop()
         return {"key": ""}
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     run(work, as_json=False, summary=lambda result: result["key"] or "ended")

@@ -15,11 +15,13 @@ import secrets
 import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 import counterray
+from counterray.audits.report import verdicts_of
 from counterray.storage import Location, MissingError, resolve
 from serve.problems import ProblemError
 from serve.schemas import Audit, AuditRequest, AuditState
@@ -92,7 +94,8 @@ class Auditor:
         (self.out / name / REQUEST).write_json(
             {"request": request.model_dump(mode="json"), "created": created, "attempts": 0}
         )
-        self.advance()
+        with suppress(ProblemError):  # Where Ray cannot be asked now, it waits for the next round.
+            self.advance()
         return self.find(name)
 
     def find(self, name: str) -> Audit:
@@ -154,7 +157,6 @@ class Auditor:
         if attempts > MOST_ATTEMPTS:
             self._end(place, "failed", f"The job vanished {MOST_ATTEMPTS} times; see the cluster's logs.")
             return
-        (place / REQUEST).write_json({**stored, "attempts": attempts})
         # Two gateways may come here at once: Ray takes a submission's name once.
         try:
             self.jobs.submit_job(
@@ -163,7 +165,10 @@ class Auditor:
                 runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
             )
         except (RuntimeError, ValueError) as error:
-            logger.warning("audit %s was not submitted: %s", audit.id, type(error).__name__)
+            if self._status(_job(audit.id, attempts)) is None:
+                logger.warning("audit %s was not submitted and waits: %s", audit.id, error)
+                return
+        (place / REQUEST).write_json({**stored, "attempts": attempts})
 
     def _command(self, audit: Audit) -> str:
         request, settings = audit.request, self.settings.audits
@@ -202,17 +207,16 @@ class Auditor:
         status = self._status(job)
         if status in _RUNNING:
             return {"state": "running"}
-        if (place / REPORT).exists() and status != "STOPPED":
-            return self._end(place, "succeeded", "")
         if status is None:
-            return {"state": "queued"}
+            # A report says what could be audited, which may be nothing; the job that is run again says why.
+            done = (place / REPORT).exists() and verdicts_of((place / AUDIT).read_json())
+            return self._end(place, "succeeded", "") if done else {"state": "queued"}
         return self._end(place, _ENDED[status], self._why(job) if status == "FAILED" else "")
 
     def _end(self, place: Location, state: AuditState, message: str) -> Mapping[str, Any]:
         verdicts: dict[str, dict[str, str]] = {}
         if state == "succeeded":
-            audits = (place / AUDIT).read_json()["audits"]
-            verdicts = {name: dict(audit["verdicts"]) for name, audit in audits.items()}
+            verdicts = verdicts_of((place / AUDIT).read_json())
         finished = datetime.now(UTC).isoformat()
         ended = {"state": state, "finished": finished, "message": message, "verdicts": verdicts}
         (place / STATE).write_json(ended)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import serve
+from ray._private.authentication.authentication_token_setup import (
+    enable_token_auth_by_default,
+    ensure_token_if_auth_enabled,
+)
+from ray.cluster_utils import Cluster
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
 import counterray
@@ -70,42 +77,77 @@ def first_key(settings: Settings) -> Path:
     return Path(file.path)
 
 
-def start(config: Mapping[str, Any]) -> str:
-    """Starts a local Ray and the server in it, and returns the server's URL once it answers.
+@dataclass(frozen=True)
+class LocalServer:
+    """A server that runs.
 
-    Raises:
-        ConfigError: If the server does not start, with what Serve says.
+    Attributes:
+        url: Where it answers.
+        cluster: Its Ray.
     """
-    host, port = config["http_options"]["host"], config["http_options"]["port"]
-    _require_free(host, port)
-    library, checkout = Path(counterray.__file__).parents[1], Path(__file__).parents[1]
-    # Replicas are started by Serve, not by this process: they find the code by their environment alone.
-    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (library, checkout)))
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+    url: str
+    cluster: Cluster
+
+    @classmethod
+    def start(cls, config: Mapping[str, Any]) -> LocalServer:
+        """Starts a local Ray and the server in it, and returns once the server answers.
+
+        Raises:
+            ConfigError: If the server does not start, with what Serve says.
+        """
+        host, port = config["http_options"]["host"], config["http_options"]["port"]
+        _require_free(host, port)
+        library, checkout = Path(counterray.__file__).parents[1], Path(__file__).parents[1]
+        # Replicas are started by Serve, not by this process: they find the code by their environment alone.
+        os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (library, checkout)))
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        # As `ray.init` does for a Ray of its own: whoever may submit jobs here runs code as this user.
+        logging.getLogger(enable_token_auth_by_default.__module__).setLevel(logging.ERROR)  # that it is on
+        enable_token_auth_by_default()
+        ensure_token_if_auth_enabled()
+        cluster = _ray()
+        try:
+            client = ServeSubmissionClient(f"http://{cluster.webui_url}")
+            client.deploy_applications(dict(config))
+            _wait(client)
+        except BaseException:
+            cls("", cluster).stop()
+            raise
+        return cls(f"http://{host}:{port}", cluster)
+
+    def stop(self) -> None:
+        """Ends the server and its Ray; audits that run go on with the next start."""
+        serve.shutdown()
+        ray.shutdown()
+        self.cluster.shutdown()
+
+
+def _ray() -> Cluster:
+    """A Ray of this machine, beside others that may run here, which this process has joined."""
+    head = {
+        "num_cpus": max(2, os.cpu_count() or 2),
+        "include_dashboard": True,
+        "object_store_memory": OBJECT_STORE_BYTES,
+        # Audits are submitted to the node's agent. Its usual port is one for the whole machine, and an agent
+        # that finds it taken runs without: `ray.init` cannot name another.
+        "dashboard_agent_listen_port": _free_port(),
+    }
     try:
-        context = ray.init(
-            address="local",
-            num_cpus=max(2, os.cpu_count() or 2),
-            include_dashboard=True,
-            object_store_memory=OBJECT_STORE_BYTES,
-            logging_level="ERROR",
-            log_to_driver=False,
-        )
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
     except Exception as error:  # Ray raises no kind of its own where one of its processes does not start.
         raise ConfigError(
             f"Ray did not start: {error} Its processes have some seconds each to start; try again when less "
             "runs on this machine."
         ) from error
-    client = ServeSubmissionClient(f"http://{context.dashboard_url}")
-    client.deploy_applications(dict(config))
-    _wait(client)
-    return f"http://{host}:{port}"
+    return cluster
 
 
-def stop() -> None:
-    """Ends the server and its Ray; audits that run go on with the next start."""
-    serve.shutdown()
-    ray.shutdown()
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
 
 
 def _require_free(host: str, port: int) -> None:

@@ -25,9 +25,11 @@ class Jobs:
     """Ray's jobs as their client shows them; ``forget`` is a restart of the cluster's head."""
 
     def __init__(self):
-        self.commands, self.status, self.logs, self.away = {}, {}, "", False
+        self.commands, self.status, self.logs, self.away, self.full = {}, {}, "", False, False
 
     def submit_job(self, *, entrypoint, submission_id, runtime_env):
+        if self.full:
+            raise RuntimeError("Request failed with status code 500: No available agent to submit job.")
         if submission_id in self.status:
             raise RuntimeError(f"Job with submission_id {submission_id} already exists.")
         self.commands[submission_id] = shlex.split(entrypoint)
@@ -87,7 +89,8 @@ def request_of(place, **asked):
 def finish(place, name, jobs, **verdicts):
     """What the job leaves behind."""
     out = resolve(place / "out") / name
-    (out / AUDIT).write_json({"audits": {k: {"verdicts": v} for k, v in verdicts.items()}})
+    audits = [{"attribute": name, "audits": [{"verdicts": found}]} for name, found in verdicts.items()]
+    (out / AUDIT).write_json({"attributes": audits})
     (out / REPORT).write_bytes(b"<html>report</html>")
     jobs.status[f"audit-{name}-1"] = Status.SUCCEEDED
 
@@ -151,7 +154,7 @@ def test_a_job_that_ended_while_nobody_looked_counts_by_what_it_left(place):
     jobs = Jobs()
     auditor = auditor_of(place, jobs)
     name = auditor.submit(request_of(place)).id
-    finish(place, name, jobs)
+    finish(place, name, jobs, sex={"classifier, edema": "no effect"})
     jobs.forget()
     assert auditor.find(name).state == "succeeded"
 
@@ -250,3 +253,35 @@ def test_a_name_with_a_shell_in_it_is_one_word(place):
     [command] = jobs.commands.values()
     assert "sex; rm -rf /" in command
     assert json.dumps(command).count("rm -rf") == 1
+
+
+def test_an_audit_that_ray_does_not_take_waits_until_it_does(place):
+    jobs = Jobs()
+    auditor, jobs.full = auditor_of(place, jobs), True
+    audit = auditor.submit(request_of(place))
+    for _ in range(MOST_ATTEMPTS + 1):
+        auditor.advance()
+    assert auditor.find(audit.id).state == "queued"
+    jobs.full = False
+    auditor.advance()
+    assert auditor.find(audit.id).state == "running"
+
+
+def test_a_job_that_another_gateway_submitted_is_followed(place):
+    jobs = Jobs()
+    auditor, jobs.full = auditor_of(place, jobs), True
+    audit = auditor.submit(request_of(place))
+    jobs.status[f"audit-{audit.id}-1"] = Status.RUNNING
+    auditor.advance()
+    assert auditor.find(audit.id).state == "running"
+
+
+def test_an_audit_of_nothing_failed_though_it_has_a_report(place):
+    jobs = Jobs()
+    auditor = auditor_of(place, jobs)
+    audit = auditor.submit(request_of(place))
+    finish(place, audit.id, jobs)
+    jobs.status[f"audit-{audit.id}-1"] = Status.FAILED
+    jobs.logs = "error: Nothing could be audited. Attribute 'sex': too few patients. Add patients."
+    assert auditor.find(audit.id).state == "failed"
+    assert "Add patients" in auditor.find(audit.id).message

@@ -7,7 +7,7 @@ import pytest
 
 from counterray.config import ConfigError
 from serve.keys import Keyring
-from serve.local import first_key, read_deployment, settings_of, start
+from serve.local import LocalServer, first_key, read_deployment, settings_of
 
 CONFIGS = Path(__file__).parents[2] / "serve" / "configs"
 
@@ -60,4 +60,4 @@ def test_a_port_that_another_server_has_is_refused():
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{port} .*--port"):
-            start(read_deployment(CONFIGS / "local.yaml", [], port=port))
+            LocalServer.start(read_deployment(CONFIGS / "local.yaml", [], port=port))
