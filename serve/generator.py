@@ -104,7 +104,8 @@ class GeneratorReplica:
         replica = serve.get_replica_context().replica_id.unique_id
         self._shared.holds.remote(replica, tuple(self._held.keys()))
 
-    @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.005)
+    # Both numbers are the settings', set at the start; Serve gathers requests of one model only.
+    @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.0)
     async def _together(self, jobs: list[_Job]) -> list[Made | ProblemError]:
         return await self._done(jobs)
 

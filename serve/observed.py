@@ -40,7 +40,10 @@ def check_observed(
             if value not in (0.0, 1.0):
                 raise EditError(f"observed {name}: findings are 0 or 1.")
         else:
-            Edit(do={name: value}).codes(levels)
+            try:
+                Edit(do={name: value}).codes(levels)
+            except EditError as error:
+                raise EditError(f"observed {str(error).removeprefix('do ')}") from None
 
 
 def patients_of(
