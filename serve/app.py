@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
@@ -172,7 +173,7 @@ class _Routes:
         asked = await read_body(request, TextRequest)
         card = self._card(asked.model)
         anatomy = self.services.samples.anatomy(asked.seeds[0])
-        image = to_model_size(anatomy.astype("float32") / 255, card.image_size)
+        image = to_model_size(anatomy.astype(np.float32) / np.float32(255), card.image_size)
         edit = Edit(prompt=asked.prompt, severity=asked.severity, anatomy_only=True)
         work = Work(edit=edit, image=image, observed={}, **_sampling(asked))
         return await self._answered(request, asked.model, work)

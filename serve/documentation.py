@@ -36,7 +36,8 @@ def document(app: FastAPI) -> dict[str, Any]:
             title=app.title, version=app.version, description=_DESCRIPTION, routes=app.routes
         )
         schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-        for body in (*_BODIES.values(), Problem):
+        bodies: list[type[BaseModel]] = [*_BODIES.values(), Problem]
+        for body in bodies:
             described = body.model_json_schema(ref_template=_REFERENCE + "{model}")
             schemas |= described.pop("$defs", {})
             schemas[body.__name__] = described

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -245,7 +246,7 @@ class _Batch:
                 abduction,
                 [self.works[place].edit for place, _ in part],
                 seeds=torch.tensor([seed for _, seed in part]),
-                on_step=lambda number, count, image, part=part: self._step(part, number, count, image),
+                on_step=partial(self._step, part),
             )
             if not image.isfinite().all():
                 raise FloatingPointError("The generator made values that are not finite.")

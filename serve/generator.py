@@ -81,7 +81,7 @@ class GeneratorReplica:
         """Does a work of the model that the handle names, together with what others ask of it."""
         job = _Job(serve.get_multiplexed_model_id(), work)
         try:
-            return await self._together(job)
+            return await self._together(job)  # type: ignore[no-any-return]
         except asyncio.CancelledError:
             job.abandoned.set()
             raise
@@ -105,7 +105,7 @@ class GeneratorReplica:
         self._shared.holds.remote(replica, tuple(self._held.keys()))
 
     # Both numbers are the settings', set at the start; Serve gathers requests of one model only.
-    @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.0)
+    @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
     async def _together(self, jobs: list[_Job]) -> list[Made | ProblemError]:
         return await self._done(jobs)
 
@@ -137,7 +137,7 @@ class GeneratorReplica:
             for one, job in zip(made, jobs, strict=True)
         ]
 
-    @serve.multiplexed(max_num_models_per_replica=MODELS_PER_REPLICA)
+    @serve.multiplexed(max_num_models_per_replica=MODELS_PER_REPLICA)  # type: ignore[untyped-decorator]
     async def _engine(self, model: str) -> Engine:
         engine = await asyncio.get_running_loop().run_in_executor(self._thread, self._open, model)
         self._held[model] = engine

@@ -96,13 +96,13 @@ class Jury:
 
     def scores(self, image: Tensor) -> list[Scores]:
         """What every judge says of each image ``[B, 1, H, W]`` in [-1, 1]."""
-        found: list[dict[tuple[str, str], float]] = [{} for _ in range(len(image))]
+        found: list[dict[tuple[str, str], float]] = [{} for _ in image]
         for reader in self.readers:
             values = reader.judge.scores(image.to(self.device)).tolist()
             for row, probabilities in zip(found, values, strict=True):
                 for name, value in zip(reader.names, probabilities, strict=True):
                     row[reader.judge.label, name] = value
-        return found
+        return [*found]
 
     def infer(self, scores: Scores) -> dict[str, float | str]:
         """What an image shows, by its scores: findings as 0 or 1, attributes by their likeliest level.

@@ -31,7 +31,7 @@ class Limiter:
         self.settings = settings
         try:
             self._rates = parse_many(settings.rate)
-            self._window = MovingWindowRateLimiter(storage_from_string(settings.store))  # type: ignore[arg-type]
+            self._window = MovingWindowRateLimiter(storage_from_string(settings.store))
         except Exception as error:  # The library's stores raise what their clients do.
             raise ConfigError(f"limits.rate = {settings.rate!r} or limits.store: {error}") from error
         self.inside: Counter[str] = Counter()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from serve.noise_cache import Counts
@@ -20,7 +22,7 @@ class Metrics:
     def __init__(self, gateway: str) -> None:
         self._registry = CollectorRegistry()
         self._gateway = gateway
-        shared = {"registry": self._registry, "namespace": "counterray"}
+        shared: dict[str, Any] = {"registry": self._registry, "namespace": "counterray"}
         self.requests = Counter(
             "requests", "Requests by route and HTTP status.", ("gateway", "route", "status"), **shared
         )

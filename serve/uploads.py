@@ -76,7 +76,8 @@ def read_image(data: bytes, settings: UploadSettings) -> NDArray[np.float32]:
 
 def to_model_size(values: NDArray[np.float32], size: int) -> NDArray[np.uint8]:
     """Grey values ``[size, size]`` of ``[H, W]`` in [0, 1], as ingest places them: padded with black."""
-    return resize(values, geometry(*values.shape, size, "letterbox"))
+    height, width = values.shape
+    return resize(values, geometry(height, width, size, "letterbox"))
 
 
 def _check_picture(data: bytes, settings: UploadSettings) -> None:
