@@ -48,4 +48,6 @@ class Judges:
         patients = list(individuals.batch.patient_ids)
         studies = pa.table({f"attribute.{name}": own, "patient_id": patients})
         chunk = SetChunk(name="all", prefix="phantom", views=Views(name, levels), studies=studies)
-        return gate_readings(said, ImageSet((chunk,), studies), self.labels, kept=range(len(own)))
+        findings = self._judges["classifier"].outputs
+        images_of = ImageSet((chunk,), studies)
+        return gate_readings(said, images_of, self.labels, findings=findings, kept=range(len(own)))
