@@ -25,7 +25,7 @@ from counterray.evaluation.metric import Judge
 from counterray.evaluation.pixel_error import mean_absolute_error
 from counterray.storage import Location
 from jobs.auditing.making import Source
-from jobs.auditing.sets import ImageSet, SetChunk, own_levels
+from jobs.auditing.sets import ImageSet, SetChunk, Views, own_levels
 from jobs.generation.chunks import parquet, read_parquet
 from jobs.generation.selection import read_batch
 
@@ -111,23 +111,12 @@ class Jury:
         rows: list[dict[str, Any]] = []
         for k in range(-1, len(views.levels)):
             image = batch.image if k < 0 else levels[k]
-            said = self._said(chunk, image, observed=batch.image, null=null)
+            said = judged(self._judges, self._attributes, image, views=views, observed=batch.image, null=null)
             for row, number in enumerate(chunk.studies["number"].to_pylist()):
                 one = {name: values[row].tolist() for name, values in said.items()}
                 rows.append({"number": number, "view": "observed" if k < 0 else f"level{k}", **one})
         self.place(chunk).write_bytes(parquet(pa.Table.from_pylist(rows, JUDGED_SCHEMA)))
         return len(rows)
-
-    def _said(self, chunk: SetChunk, image: Tensor, *, observed: Tensor, null: Tensor) -> dict[str, Tensor]:
-        """Column of `JUDGED_SCHEMA` to values ``[N]`` or ``[N, K]``."""
-        attribute, levels = chunk.views.attribute, chunk.views.levels
-        said = judged(
-            self._judges, self._attributes, image, attribute=attribute, observed=observed, null=null
-        )
-        if "read" in said:
-            vocabulary = self.source.dataset.manifest.vocabulary[attribute]
-            said["read"] = said["read"][:, [vocabulary.index(level) for level in levels]]
-        return said
 
     def labels(self) -> dict[str, str]:
         """Stage to the judge's name and short checksum."""
@@ -144,7 +133,7 @@ def judged(
     attributes: Mapping[str, Judge],
     image: Tensor,
     *,
-    attribute: str,
+    views: Views,
     observed: Tensor,
     null: Tensor,
 ) -> dict[str, Tensor]:
@@ -154,13 +143,12 @@ def judged(
         judges: ``classifier`` and ``identity_encoder``.
         attributes: Attribute to its judge.
         image: Observed images, or those at one level.
-        attribute: The one that is audited.
+        views: Of the attribute that is audited.
         observed: What was observed of each row.
         null: The image at each row's own level.
 
     Returns:
-        Column of `JUDGED_SCHEMA` to float64 values ``[N]``; ``findings`` ``[N, F]``; ``read`` ``[N, K]``, all
-        levels that are known.
+        Column of `JUDGED_SCHEMA` to float64 values ``[N]``; ``findings`` ``[N, F]``; ``read`` ``[N, K]``.
     """
     said = {"composition": mean_absolute_error(image, observed)}
     if "identity_encoder" in judges:
@@ -172,12 +160,14 @@ def judged(
     others = [
         0.5 * (judge.scores(image) - judge.scores(null)).abs().sum(dim=1)
         for name, judge in attributes.items()
-        if name != attribute
+        if name != views.attribute
     ]
     if others:
         said["others"] = torch.stack(others).amax(dim=0)
-    if attribute in attributes:
-        said["read"] = attributes[attribute].scores(image)
+    if views.attribute in attributes:
+        reading = attributes[views.attribute]
+        columns = [reading.outputs.index(level) for level in views.levels]
+        said["read"] = reading.scores(image)[:, columns]
     return {name: values.double().cpu() for name, values in said.items()}
 
 

@@ -90,7 +90,7 @@ def image_pool(config: ImagePoolConfig) -> ImagePool:
     """
     classifiers = fit_image_pool(config)
     drawn = make_batch(config.truth_studies, config.image_size, config.seed + _TRUTH_SEED)
-    individuals = render_levels(drawn, attribute=config.attribute)
+    individuals = render_levels(drawn, attribute=config.attribute, levels=config.levels or None)
     return ImagePool(config=config, classifiers=classifiers, truths=true_effects(classifiers, individuals))
 
 
@@ -276,9 +276,9 @@ def _seen(classifiers: Sequence[PlantedClassifier], sights: Sequence[Sight]) -> 
 
 def _at_reference(individuals: LevelImages, config: ImagePoolConfig) -> Tensor | None:
     """What rendering anew would give, where it was rendered already."""
-    if individuals.effect != "direct" or individuals.attribute != config.attribute:
+    if (individuals.effect, individuals.attribute) != ("direct", config.attribute):
         return None
-    return individuals.images[config.position(config.reference)]
+    return individuals.images[individuals.levels.index(config.reference)]
 
 
 def _labels(individuals: LevelImages, finding: str) -> Floats:

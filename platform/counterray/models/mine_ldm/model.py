@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -29,7 +29,8 @@ class AttributeNoise:
         latent: ``[B, C, h, w]`` from which images are made; noisy where a diffusion makes them.
         codes: ``[B, m]`` attributes that were observed, NaN where not known.
         seeds: ``[B]`` long, of what is drawn on the way.
-        residual: What decoding leaves out of the image ``[B, 1, H, W]``; ``None`` where that is not kept.
+        residual: What generation under the observed attributes leaves out of the image ``[B, 1, H, W]``;
+            ``None`` where that is not kept.
     """
 
     latent: Tensor
@@ -208,8 +209,11 @@ class MineLDM(nn.Module):
                 iterations=self.abduction.iterations,
                 start=self.start,
             )
-        residual = image.to(self.device) - self.decode(latent) if self.abduction.residual else None
-        return AttributeNoise(noisy, codes, seeds, residual)
+        found = AttributeNoise(noisy, codes, seeds)
+        if not self.abduction.residual:
+            return found
+        # Of the whole way, not of the decoder alone: what inversion gets wrong then cancels.
+        return replace(found, residual=image.to(self.device) - self.render(found, codes))
 
     def render(self, noise: AttributeNoise, codes: Tensor) -> Tensor:
         """Denoises from t0 under other attributes, and decodes."""
