@@ -128,6 +128,30 @@ def test_settings_of_a_step_are_checked_before_anything_starts(override):
         make_plan(FILE, experiment(override))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["ablation.full.generation.prompt=labels"], r"ablation\.full\.generation: Unknown setting 'prompt'"),
+        (["ablation.full.generation.sampler.step=3"], r"Unknown setting 'sampler\.step'"),
+        (["ablation.full.generation.abduction.nose=fresh"], r"Unknown setting 'abduction\.nose'"),
+        (["ablation.full.generation.sampler.steps=30"], "steps = 30 must divide timesteps = 1000"),
+        (
+            ["ablation.refined.generation={abduction: {noise: inverted}}"],
+            "ablation.refined.generation: .*ddim",
+        ),
+        (["rare.optimise.steps=7"], r"rare\.optimise\.steps: steps = 7 must divide timesteps = 1000"),
+        (
+            ["rare.optimise.steps=8", "pathology_ldm.settings={schedule.timesteps: 500, sampler.steps: 20}"],
+            r"rare\.optimise\.steps: steps = 8 must divide timesteps = 500",
+        ),
+        (["downstream.findings=[edema,dragon]"], r"downstream\.findings names 'dragon'"),
+    ],
+)
+def test_settings_of_a_measurement_are_checked_before_anything_starts(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        make_plan(FILE, experiment(*overrides))
+
+
 def test_an_unknown_experiment_is_named_with_those_that_exist():
     with pytest.raises(ConfigError, match=r"no experiment 'x'\. Available: causal_disentanglement"):
         read_experiment(FILE.with_name("x.yaml"), [])
