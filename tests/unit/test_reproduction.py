@@ -111,8 +111,9 @@ def test_encodings_and_trainings_are_of_the_pipeline_s_kinds():
     [
         ("arms=[everything]", "'everything' is no arm; arms: baseline, losses"),
         ("full=everything", "'everything' is no arm"),
-        ("seeds=[]", "one or more different numbers"),
-        ("seeds=[1,1]", "one or more different numbers"),
+        ("seeds=[]", r"seeds: .*\[\] must be one or more different numbers from 0"),
+        ("seeds=[1,1]", r"seeds: .*\[1, 1\] must be one or more different numbers from 0"),
+        ("seeds=[2,-1]", r"seeds: .*\[2, -1\] must be one or more different numbers from 0"),
         ("judges={}", "judges must be pathology, identity, classifier, segmentor"),
         ("scoring.images=3", "Unknown setting 'scoring.images'"),
     ],
