@@ -5,6 +5,7 @@ import torch
 
 from counterray.evaluation.metric import Judge
 from jobs.auditing.judging import judged
+from jobs.auditing.sets import Views
 
 OBSERVED, NULL, MADE = (
     torch.tensor(levels).reshape(2, 1, 1, 1) for levels in ((0.0, 0.2), (0.0, 0.0), (1.0, 0.6))
@@ -12,7 +13,7 @@ OBSERVED, NULL, MADE = (
 """Two studies: as observed, at their own level, and at the level that is set."""
 
 
-def judge(null, first, second):
+def judge(null, first, second, outputs=()):
     """Says ``null`` of images of level 0, ``first`` of level 1 and ``second`` of all others."""
 
     def predict(image):
@@ -20,20 +21,21 @@ def judge(null, first, second):
         row = torch.where(level == 0, 0, torch.where(level == 1, 1, 2))
         return torch.tensor([null, first, second])[row]
 
-    return Judge(name="judge", checksum="1", predict=predict)
+    return Judge(name="judge", checksum="1", predict=predict, outputs=outputs)
 
 
 CLASSIFIER = judge([0.5, 0.5], [0.9, 0.3], [0.5, 0.4])
 IDENTITY = judge([1.0, 0.0], [0.0, 2.0], [3.0, 0.0])
 SEX, SCANNER, SITE = (
-    judge([1.0, 0.0], [0.2, 0.8], [0.3, 0.7]),
+    judge([0.0, 1.0, 0.0], [0.8, 0.2, 0.0], [0.7, 0.3, 0.0], outputs=("male", "female", "unknown")),
     judge([0.5, 0.3, 0.2], [0.1, 0.3, 0.6], [0.5, 0.3, 0.2]),
     judge([1.0, 0.0], [0.9, 0.1], [0.75, 0.25]),
 )
 
 
 def said(judges, attributes):
-    found = judged(judges, attributes, MADE, attribute="sex", observed=OBSERVED, null=NULL)
+    views = Views("sex", ("female", "male"))
+    found = judged(judges, attributes, MADE, views=views, observed=OBSERVED, null=NULL)
     assert {values.dtype for values in found.values()} == {torch.float64}
     return {name: values.tolist() for name, values in found.items()}
 
@@ -49,6 +51,7 @@ def test_what_judges_say_by_hand():
     assert found["findings"] == [pytest.approx([0.4, 0.2]), pytest.approx([0, 0.1], abs=1e-6)]
     # Half the L1 distance: of scanners (0.4 + 0 + 0.4) / 2 and 0, of sites 0.1 and 0.25; the larger counts.
     assert found["others"] == pytest.approx([0.4, 0.25])
+    # Of the levels that are compared, in their order.
     assert found["read"] == [pytest.approx([0.2, 0.8]), pytest.approx([0.3, 0.7])]
 
 
