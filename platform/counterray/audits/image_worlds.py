@@ -108,7 +108,14 @@ def fit_image_pool(config: ImagePoolConfig) -> list[PlantedClassifier]:
             raise AuditError(
                 f"All or none of the {config.studies} studies to learn from show {finding}; raise studies."
             )
-    reader = Reader.fit(individuals)
+    mixed = planted_batch(
+        individuals,
+        finding=config.findings[0],
+        level=config.position(config.level),
+        strength=0.0,
+        seed=config.seed,
+    )
+    reader = Reader.fit(mixed, config.attribute, config.network, seed=config.seed)
     made = [classifier for kind in config.kinds for classifier in _of_kind(kind, config, individuals, reader)]
     sight = Sight(
         learned.image, individuals.records[0], config, rerendered=_at_reference(individuals, config)
