@@ -28,6 +28,7 @@ from counterray.audits.worlds.image_networks import ExcludedHead, Reader, Thumbn
 from counterray.audits.worlds.level_images import LevelImages, planted_batch, render_levels
 from counterray.audits.worlds.planted import ImagePoolConfig, Kind, PlantedClassifier, Sight
 from counterray.data.phantom.studies import make_batch
+from counterray.data.study import Batch
 from counterray.evaluation.intervals import Floats
 
 _TRUTH_SEED = 2**20
@@ -108,14 +109,7 @@ def fit_image_pool(config: ImagePoolConfig) -> list[PlantedClassifier]:
             raise AuditError(
                 f"All or none of the {config.studies} studies to learn from show {finding}; raise studies."
             )
-    mixed = planted_batch(
-        individuals,
-        finding=config.findings[0],
-        level=config.position(config.level),
-        strength=0.0,
-        seed=config.seed,
-    )
-    reader = Reader.fit(mixed, config.attribute, config.network, seed=config.seed)
+    reader = Reader.fit(_mixed(config, individuals), config.attribute, config.network, seed=config.seed)
     made = [classifier for kind in config.kinds for classifier in _of_kind(kind, config, individuals, reader)]
     sight = Sight(
         learned.image, individuals.records[0], config, rerendered=_at_reference(individuals, config)
@@ -269,11 +263,14 @@ def _base(
     if kind == "rerendered":
         seen = replace(batch, image=individuals.images[level])
         return fit_network(seen, config.findings, config.network, seed=config.seed), None
-    mixed = planted_batch(
-        individuals, finding=config.findings[0], level=level, strength=0.0, seed=config.seed
-    )
-    network = fit_network(mixed, config.findings, config.network, seed=config.seed)
+    network = fit_network(_mixed(config, individuals), config.findings, config.network, seed=config.seed)
     return network, ExcludedHead.fit(network, individuals, config.findings, share=config.share)
+
+
+def _mixed(config: ImagePoolConfig, individuals: LevelImages) -> Batch:
+    """The individuals at levels that follow nothing."""
+    level = config.position(config.level)
+    return planted_batch(individuals, finding=config.findings[0], level=level, strength=0.0, seed=config.seed)
 
 
 def _seen(classifiers: Sequence[PlantedClassifier], sights: Sequence[Sight]) -> Floats:
