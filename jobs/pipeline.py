@@ -43,7 +43,7 @@ def run_pipeline(path: Path, config: PipelineConfig, *, root: str | None, out: s
     }
     if config.generator is not None:
         generator, _ = catalog.make_training(prepared[config.generator])
-        require_settings(generator.name, config.evaluate.generation)
+        require_settings(generator, config.evaluate.generation)
     data = f"{place}/{DATA}"
     manifest = ingest(config.ingest, root, data)
     studies = sum(int(split["studies"]) for split in manifest.counts.values())

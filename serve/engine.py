@@ -108,7 +108,7 @@ class Engine:
         Raises:
             AbandonedError: If ``stopped`` said so.
         """
-        return _Batch(self, list(works), stopped, on_preview).done()
+        return _Batch(self, [work.started() for work in works], stopped, on_preview).done()
 
 
 @dataclass
@@ -148,10 +148,6 @@ class _Batch:
         engine, generator = self.engine, self.engine.generator
         if len(work.seeds) > 1 and not generator.seeded and not work.edit.anatomy_only:
             raise EditError(f"{engine.name} gives one image whatever the seed: send one seed.")
-        if work.kept is not None and work.steps not in (None, work.kept.steps):
-            raise EditError(
-                "The noise was abducted for other steps: leave steps out, or send the image again."
-            )
         if work.edit.severity and not generator.prompted:
             raise EditError(f"{engine.name} knows no severity: leave it out.")
         check_observed(work.observed or {}, generator.finding_names, engine.levels)
@@ -183,16 +179,12 @@ class _Batch:
         groups: dict[tuple[int | None, float | None, bool], list[int]] = {}
         for place in places:
             if place not in self.problems:
-                key = (*self._sampling(place), self.works[place].edit.anatomy_only)
+                key = (*self.works[place].sampling, self.works[place].edit.anatomy_only)
                 groups.setdefault(key, []).append(place)
         yield from groups.values()
 
-    def _sampling(self, place: int) -> tuple[int | None, float | None]:
-        work = self.works[place]
-        return work.kept.steps if work.kept is not None else work.steps, work.guidance
-
     def _generator(self, place: int) -> Generator:
-        steps, guidance = self._sampling(place)
+        steps, guidance = self.works[place].sampling
         if (steps, guidance) == (None, None):
             return self.engine.generator
         return self.engine.generator.sampling(steps=steps, guidance=guidance)
@@ -220,7 +212,8 @@ class _Batch:
                 image=images[row],
                 inferred=inferred[row],
                 before=before[row],
-                steps=works[row].steps,
+                observed=works[row].observed,
+                sampling=works[row].sampling,
             )
 
     def _inferred(self, scores: Scores) -> dict[str, float | str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +22,16 @@ class Kept:
         image: The image as the model saw it, ``[H, W]``.
         inferred: What the judges read from it, where they were asked to.
         before: What the judges say of it.
-        steps: Steps of the sampler that it was abducted for; ``None`` for the model's own.
+        observed: What was known of it; ``None`` where the judges read that.
+        sampling: Steps and guidance of the sampler that it was abducted for; ``None`` for the model's own.
     """
 
     abduction: Abduction
     image: NDArray[np.uint8]
     inferred: Mapping[str, float | str]
     before: Scores
-    steps: int | None
+    observed: Mapping[str, float | str] | None
+    sampling: tuple[int | None, float | None]
 
     @property
     def nbytes(self) -> int:
@@ -44,8 +46,8 @@ class Work:
     Attributes:
         edit: What the image should show.
         seeds: A seed for each image.
-        steps: Of the sampler; ``None`` for the model's own.
-        guidance: Its scale of guidance; ``None`` for the model's own.
+        steps: Of the sampler; ``None`` for those of ``kept``, else the model's own.
+        guidance: Its scale of guidance; ``None`` as for ``steps``.
         image: ``[S, S]`` at the model's size; ``None`` where the image is ``kept`` already.
         observed: What is known of ``image``; ``None`` where the judges are to read it.
         kept: What was abducted before.
@@ -62,6 +64,25 @@ class Work:
     def __post_init__(self) -> None:
         if (self.image is None) == (self.kept is None):
             raise ValueError("A work is of an image, or of what was kept of one.")
+
+    @property
+    def sampling(self) -> tuple[int | None, float | None]:
+        """Steps and guidance of the sampler; ``None`` for the model's own."""
+        steps, guidance = (None, None) if self.kept is None else self.kept.sampling
+        return (
+            steps if self.steps is None else self.steps,
+            guidance if self.guidance is None else self.guidance,
+        )
+
+    def started(self) -> Work:
+        """The same work, from the image if its noise was abducted for another sampler."""
+        if self.kept is None or self.kept.sampling == self.sampling:
+            return self
+        steps, guidance = self.sampling
+        kept = self.kept
+        return replace(
+            self, kept=None, image=kept.image, observed=kept.observed, steps=steps, guidance=guidance
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

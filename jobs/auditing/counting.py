@@ -66,7 +66,9 @@ def _of_attribute(
         whole=kept,
         config=config,
     )
-    readings = gate_readings(read_judged(jury, images), images, jury.labels(), kept=assembled.kept)
+    readings = gate_readings(
+        read_judged(jury, images), images, jury.labels(), findings=jury.findings(), kept=assembled.kept
+    )
     settings = config.audit if source.bundle is not None else _waived(config.audit)
     return AttributeAudit(
         effect=counterfactual_effect(assembled.scores, settings, readings=readings),

@@ -25,7 +25,7 @@ from counterray.evaluation.metric import Judge
 from counterray.evaluation.pixel_error import mean_absolute_error
 from counterray.storage import Location
 from jobs.auditing.making import Source
-from jobs.auditing.sets import ImageSet, SetChunk, own_levels
+from jobs.auditing.sets import ImageSet, SetChunk, Views, own_levels
 from jobs.generation.chunks import parquet, read_parquet
 from jobs.generation.selection import read_batch
 
@@ -38,14 +38,14 @@ JUDGED_SCHEMA = pa.schema(
         pa.field("view", pa.string(), nullable=False),
         pa.field("composition", pa.float64()),
         pa.field("identity", pa.float64()),
-        pa.field("findings", pa.float64()),
+        pa.field("findings", pa.list_(pa.float64())),
         pa.field("others", pa.float64()),
         pa.field("read", pa.list_(pa.float64())),
     ]
 )
-"""Of a study's view: distance from the observed image, likeness of identity to it, change of findings and of
-other attributes from the null intervention, and the probabilities read of the attribute's levels. Null where
-no judge was there to say it."""
+"""Of a study's view: distance from the observed image, likeness of identity to it, change of each finding and
+of other attributes from the null intervention, and the probabilities read of the attribute's levels. Null
+where no judge was there to say it."""
 
 
 @dataclass
@@ -111,27 +111,21 @@ class Jury:
         rows: list[dict[str, Any]] = []
         for k in range(-1, len(views.levels)):
             image = batch.image if k < 0 else levels[k]
-            said = self._said(chunk, image, observed=batch.image, null=null)
+            said = judged(self._judges, self._attributes, image, views=views, observed=batch.image, null=null)
             for row, number in enumerate(chunk.studies["number"].to_pylist()):
                 one = {name: values[row].tolist() for name, values in said.items()}
                 rows.append({"number": number, "view": "observed" if k < 0 else f"level{k}", **one})
         self.place(chunk).write_bytes(parquet(pa.Table.from_pylist(rows, JUDGED_SCHEMA)))
         return len(rows)
 
-    def _said(self, chunk: SetChunk, image: Tensor, *, observed: Tensor, null: Tensor) -> dict[str, Tensor]:
-        """Column of `JUDGED_SCHEMA` to values ``[N]`` or ``[N, K]``."""
-        attribute, levels = chunk.views.attribute, chunk.views.levels
-        said = judged(
-            self._judges, self._attributes, image, attribute=attribute, observed=observed, null=null
-        )
-        if "read" in said:
-            vocabulary = self.source.dataset.manifest.vocabulary[attribute]
-            said["read"] = said["read"][:, [vocabulary.index(level) for level in levels]]
-        return said
-
     def labels(self) -> dict[str, str]:
         """Stage to the judge's name and short checksum."""
         return {stage: f"{stage}:{bundle.checksum[:8]}" for stage, bundle in self.bundles.items()}
+
+    def findings(self) -> tuple[str, ...]:
+        """What the judge of findings tells; nothing without one."""
+        judge = self.open()._judges.get("classifier")
+        return () if judge is None else tuple(judge.outputs)
 
 
 def judged(
@@ -139,7 +133,7 @@ def judged(
     attributes: Mapping[str, Judge],
     image: Tensor,
     *,
-    attribute: str,
+    views: Views,
     observed: Tensor,
     null: Tensor,
 ) -> dict[str, Tensor]:
@@ -149,12 +143,12 @@ def judged(
         judges: ``classifier`` and ``identity_encoder``.
         attributes: Attribute to its judge.
         image: Observed images, or those at one level.
-        attribute: The one that is audited.
+        views: Of the attribute that is audited.
         observed: What was observed of each row.
         null: The image at each row's own level.
 
     Returns:
-        Column of `JUDGED_SCHEMA` to float64 values ``[N]``; ``read`` ``[N, K]``, all levels that are known.
+        Column of `JUDGED_SCHEMA` to float64 values ``[N]``; ``findings`` ``[N, F]``; ``read`` ``[N, K]``.
     """
     said = {"composition": mean_absolute_error(image, observed)}
     if "identity_encoder" in judges:
@@ -162,21 +156,23 @@ def judged(
         said["identity"] = cosine_similarity(identity.scores(image), identity.scores(observed))
     if "classifier" in judges:
         moved = judges["classifier"].scores(image) - judges["classifier"].scores(null)
-        said["findings"] = moved.abs().mean(dim=1)
+        said["findings"] = moved.abs()
     others = [
         0.5 * (judge.scores(image) - judge.scores(null)).abs().sum(dim=1)
         for name, judge in attributes.items()
-        if name != attribute
+        if name != views.attribute
     ]
     if others:
         said["others"] = torch.stack(others).amax(dim=0)
-    if attribute in attributes:
-        said["read"] = attributes[attribute].scores(image)
+    if views.attribute in attributes:
+        reading = attributes[views.attribute]
+        columns = [reading.outputs.index(level) for level in views.levels]
+        said["read"] = reading.scores(image)[:, columns]
     return {name: values.double().cpu() for name, values in said.items()}
 
 
 def read_judged(jury: Jury, images: ImageSet) -> dict[str, Floats]:
-    """Column to values ``[K + 1, N]``, the observed images first; of ``read`` ``[K + 1, N, K]``.
+    """Column to values ``[K + 1, N]``, the observed images first; a list has one more dimension.
 
     Columns that no judge filled are left out.
     """
@@ -193,14 +189,20 @@ def read_judged(jury: Jury, images: ImageSet) -> dict[str, Floats]:
 
 
 def gate_readings(
-    words: Mapping[str, Floats], images: ImageSet, labels: Mapping[str, str], *, kept: Sequence[int]
+    words: Mapping[str, Floats],
+    images: ImageSet,
+    labels: Mapping[str, str],
+    *,
+    findings: Sequence[str],
+    kept: Sequence[int],
 ) -> list[Reading]:
-    """What the gates take: of each the worst over the levels that were set.
+    """What the gates take: of each the worst over the levels that were set, and over findings.
 
     Args:
         words: From `read_judged`.
         images: Of the attribute.
         labels: Stage to the judge's label.
+        findings: What the judge of findings tells.
         kept: Positions of the studies that are audited.
     """
     views = images.views
@@ -212,26 +214,29 @@ def gate_readings(
     null = np.take_along_axis(said["composition"][1:], own[None], axis=0)[0]
     readings = [_reading("composition", null, patients)]
 
-    def worst(gate: GateName, name: str, stage: str, *, higher: bool = False, what: str = "") -> Reading:
+    def worst(gate: GateName, values: Floats, stage: str, *, higher: bool = False, what: str = "") -> Reading:
         """The worst mean over levels, each of the studies that have another one."""
-        found = [said[name][k + 1][own != k] for k in range(len(views.levels))]
-        means = [float(values.mean()) for values in found]
+        found = [values[k + 1][own != k] for k in range(len(views.levels))]
+        means = [float(each.mean()) for each in found]
         place = int(np.argmin(means) if higher else np.argmax(means))
         note = f"{what}worst at {views.levels[place]}"
         return _reading(gate, found[place], patients[own != place], judge=labels[stage], note=note)
 
     if "identity" in said:
-        readings.append(worst("identity", "identity", "identity_encoder", higher=True))
+        readings.append(worst("identity", said["identity"], "identity_encoder", higher=True))
     # Findings are what an effect would be mistaken for: without their judge the gate is not measured.
     if "findings" in said:
-        moved = [worst("off_target", "findings", "classifier", what="findings, ")]
+        moved = [
+            worst("off_target", said["findings"][..., place], "classifier", what=f"{finding}, ")
+            for place, finding in enumerate(findings)
+        ]
         if "others" in said:
-            moved.append(worst("off_target", "others", "demographic", what="other attributes, "))
+            moved.append(worst("off_target", said["others"], "demographic", what="other attributes, "))
         readings.append(max(moved, key=lambda reading: reading.value))
     if "read" in said:
         read = said["read"]
-        said["right"] = np.stack([read[k].argmax(axis=1) == k - 1 for k in range(len(read))]).astype(float)
-        readings.append(worst("effectiveness", "right", "demographic", higher=True))
+        right = np.stack([read[k].argmax(axis=1) == k - 1 for k in range(len(read))]).astype(float)
+        readings.append(worst("effectiveness", right, "demographic", higher=True))
         readings.append(_judge_reading(read[0], own, views.levels, names, labels["demographic"]))
     return readings
 

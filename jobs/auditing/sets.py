@@ -25,7 +25,7 @@ from counterray.evaluation.intervals import Floats
 from jobs.auditing.request import AuditJobConfig
 from jobs.generation.selection import list_studies, read_rows
 
-FORMAT = 2
+FORMAT = 3
 """Version of the cached files; raised when they change."""
 
 

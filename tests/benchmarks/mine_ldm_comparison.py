@@ -54,15 +54,14 @@ ARMS = ("dldm", "cldm", "beta_vae")
 VARIANTS = {
     "": {},
     "guided": {"sampler": {"guidance_scale": 5.0}},
-    "deep": {"start": 500, "sampler": {"guidance_scale": 3.0, "steps": 50}},
     "inverted": {
         "start": 1000,
         "sampler": {"steps": 25},
         "abduction": {"noise": "inverted", "residual": True},
     },
 }
-"""Name to how a diffusion generates: as the paper does, under guidance, from t0 = 500 under guidance, and
-from the image's own noise at T, with what the decoder leaves out of it added again."""
+"""Name to how a diffusion generates: as the paper does, under guidance, and from the image's own noise at T,
+with what the decoder leaves out of it added again."""
 JUDGES = {"classifier": (), "demographic": ("steps=1000",)}
 """Judges that score, to their settings: at 32 px scanners are hard to tell after the shipped 300 steps."""
 BETA = ("attributes=[sex, scanner]", "weights.kl=1.0")

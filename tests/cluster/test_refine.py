@@ -9,20 +9,25 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from counterray.config import validate
+from counterray.data.chunks import write_shard
 from counterray.data.dataset import ROW_GROUP_ROWS, Dataset, open_dataset
 from counterray.data.ingest import IngestConfig, ingest
+from counterray.data.study import ARROW_SCHEMA
 from counterray.reports import llm
 from counterray.reports.refine import RefineError
 from counterray.reports.rules import RulesRefiner
 from counterray.reports.transform import RefineConfig
 from counterray.storage import StorageError, resolve
+from jobs.refine import _summary as summary
 from jobs.refinement import refine
 from tests.cluster.commands import command, finish, start
 from tests.llm_server import KEY, MODEL, Reply, by_rules, serving
+from tests.phantom_dataset import write_dataset
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
 
@@ -62,6 +67,30 @@ def test_the_phantom_end_to_end_and_its_idle_repetition(phantom_dataset, tmp_pat
     written = times(out)
     assert refine(RefineConfig(), data=phantom_dataset.location.uri, out=str(out)) == result
     assert times(out) == written
+
+
+def test_reports_that_do_not_describe_the_image_are_counted(ray_cluster, tmp_path):
+    rows = ["Cardiomegaly.", "INDICATION: Pneumonia?", "TECHNIQUE: PA."], ["COMPARISON: None.", None, None]
+    data = [write_dataset(tmp_path / str(number), train=3) for number in range(2)]
+    for dataset, reports in zip(data, rows, strict=True):
+        told = studies(dataset).values()
+        table = pa.Table.from_pylist(
+            [{**row, "report": text} for row, text in zip(told, reports, strict=True)], ARROW_SCHEMA
+        )
+        shard = write_shard(dataset.location, "train", "00000", table)
+        changed = dataset.manifest.model_copy(update={"shards": {"train": (shard,)}})
+        (dataset.location / "manifest.json").write_json(changed.model_dump(mode="json"))
+    out = tmp_path / "refined"
+    result = refine(RefineConfig(), data=data[0].location.uri, out=str(out))
+    assert (result["reports"], result["undescribed"], result["refined"]) == (1, 2, 1)
+    assert [row["refined_report"] for row in studies(open_dataset(str(out))).values()] == [
+        "Cardiomegaly.",
+        None,
+        None,
+    ]
+    assert "do not describe the image: 2, without a prompt" in summary(result)
+    with pytest.raises(StorageError, match="has no report that describes an image"):
+        refine(RefineConfig(), data=data[1].location.uri, out=str(tmp_path / "silent"))
 
 
 def test_labels_from_reports_are_in_shards_and_manifest(phantom_dataset, tmp_path):

@@ -89,6 +89,16 @@ def test_total_effects_are_the_models_counterfactuals(attribute):
         assert all(torch.equal(made.records[level][name], expected[name]) for name in made.records[level])
 
 
+def test_at_some_levels_the_images_are_the_same_and_individuals_at_others_are_left_out(individuals):
+    some = render_levels(individuals.batch, attribute="scanner", levels=("digital", "compact"))
+    rows = torch.tensor([k for k, code in enumerate(individuals.own) if code in (1, 2)])
+    assert some.levels == ("digital", "compact")
+    assert [some.levels[code] for code in some.own] == [individuals.levels[individuals.own[k]] for k in rows]
+    for position, code in enumerate((2, 1)):
+        assert torch.equal(some.images[position], individuals.images[code, rows])
+    assert list(some.batch.patient_ids) == [individuals.batch.patient_ids[k] for k in rows]
+
+
 def test_direct_effects_change_nothing_but_the_attribute():
     batch = make_batch(40, 32, seed=5)
     made = render_levels(batch, attribute="group")
@@ -264,6 +274,11 @@ def test_group_is_planted_too():
     [
         ({"level": "hospital"}, "'scanner' has no level 'hospital'; it has analog"),
         ({"reference": "b"}, "'scanner' has no level 'b'"),
+        ({"levels": ["analog", "b"]}, "'scanner' has no level 'b'"),
+        (
+            {"levels": ["analog", "mobile"]},
+            "levels .'analog', 'mobile'. must be two or more .* reference = 'digital'",
+        ),
         ({"findings": ["fracture"]}, "must be one or more of cardiomegaly"),
         ({"strengths": [2.0]}, "must lie within 0 to 1"),
         ({"findings": ["pneumothorax"], "studies": 50}, "show pneumothorax; raise studies"),

@@ -420,7 +420,14 @@ def test_readings_by_hand():
     judged = {
         "composition": np.array([[0] * 4, [0.1, 0.3, 9, 9], [9, 9, 0.2, 0.2]]),
         "identity": np.array([[1] * 4, [0, 0, 0.9, 0.7], [0.6, 0.8, 0, 0]]),
-        "findings": np.array([[0] * 4, [0, 0, 0.1, 0.3], [0.1, 0.1, 0, 0]]),
+        # Two findings: 0.2 and 0.35 at the first level, 0.1 and 0 at the second.
+        "findings": np.array(
+            [
+                [[0.0, 0.0]] * 4,
+                [[0, 0], [0, 0], [0.1, 0.4], [0.3, 0.3]],
+                [[0.1, 0], [0.1, 0], [0, 0], [0, 0]],
+            ]
+        ),
         "others": np.array([[0] * 4, [0, 0, 0.0, 0.0], [0.5, 0.1, 0, 0]]),
         "read": np.array(
             [
@@ -431,9 +438,8 @@ def test_readings_by_hand():
         ),
     }
     labels = {"identity_encoder": "i", "classifier": "c", "demographic": "d"}
-    found = {
-        one.gate: one for one in gate_readings(judged, ImageSet((chunk,), studies), labels, kept=range(4))
-    }
+    settings = {"findings": ("edema", "atelectasis"), "kept": range(4)}
+    found = {one.gate: one for one in gate_readings(judged, ImageSet((chunk,), studies), labels, **settings)}
     assert found["composition"].value == pytest.approx(0.2)
     assert (found["composition"].images, found["effectiveness"].images) == (4, 2)
     # 0.1, 0.3, 0.2, 0.2: standard deviation 0.0816, t of 3 degrees of freedom.
@@ -442,11 +448,15 @@ def test_readings_by_hand():
     assert found["effectiveness"].low < 0.03
     assert found["effectiveness"].high > 0.97
     assert (found["identity"].value, found["identity"].note) == (pytest.approx(0.7), "worst at m")
-    assert (found["off_target"].value, found["off_target"].judge) == (pytest.approx(0.3), "d")
+    assert (found["off_target"].value, found["off_target"].judge) == (pytest.approx(0.35), "c")
+    assert found["off_target"].note == "atelectasis, worst at f"
     assert (found["effectiveness"].value, found["effectiveness"].note) == (0.5, "worst at f")
     assert found["judge_auroc"].value == pytest.approx(0.75)
+    judged["others"][2] = [0.9, 0.1, 0, 0]
+    found = {one.gate: one for one in gate_readings(judged, ImageSet((chunk,), studies), labels, **settings)}
+    assert (found["off_target"].value, found["off_target"].judge) == (pytest.approx(0.5), "d")
     without = gate_readings(
-        {"composition": judged["composition"]}, ImageSet((chunk,), studies), {}, kept=range(4)
+        {"composition": judged["composition"]}, ImageSet((chunk,), studies), {}, **settings
     )
     assert [one.gate for one in without] == ["composition"]
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from counterray.bundle import Bundle, BundleError, write_bundle
+from counterray.config import ConfigError, validate
 from counterray.data.batching import read_batches
 from counterray.data.chunks import write_shard
 from counterray.data.dataset import Dataset, DatasetManifest, Shard
@@ -20,10 +21,12 @@ from counterray.data.phantom.scm import VOCABULARY
 from counterray.data.phantom.studies import PhantomConfig, draw_rows
 from counterray.data.study import ARROW_SCHEMA, Batch
 from counterray.models.predictors.classifier import ClassifierConfig, ClassifierStage
+from counterray.models.predictors.identity import IdentityEncoderConfig, IdentityEncoderStage
 from counterray.nn.backbone import BackboneConfig
 from counterray.storage import resolve
 from counterray.training.stage import Stage
 from jobs import evaluation
+from jobs.ancestry import require_apart
 from jobs.common import user_errors
 from jobs.evaluation import EvaluateConfig, EvaluationError, evaluate
 from tests.small_gsvae import FINDINGS, INFO, SIZE, judge_bundles, make_stage
@@ -270,3 +273,81 @@ def test_a_judge_of_a_parents_loss_is_not_apart(make_dataset: Callable[..., str]
             out=str(tmp_path / "out"),
             judges=[judges["identity"].location.uri],
         )
+
+
+@pytest.mark.parametrize(
+    ("stage", "fold", "seed", "apart"),
+    [
+        ("identity_encoder", "b", 2, False),
+        ("identity_encoder", "all", 2, False),
+        ("identity_encoder", "a", 1, True),
+        ("classifier", "b", 2, False),
+        ("classifier", "a", 1, False),
+        ("classifier", "a", 2, True),
+    ],
+)
+def test_a_judge_that_saw_a_loss_s_patients_is_not_apart_whatever_its_stage(
+    classifier: Bundle, tmp_path: Path, stage: str, fold: str, seed: int, apart: bool
+) -> None:
+    """The judge that scores is a classifier of fold b with seed 1; like seeds matter to its like alone."""
+    backbone = BackboneConfig(widths=(8,), blocks=(1,))
+    made = {
+        "classifier": ClassifierStage(ClassifierConfig(backbone=backbone)),
+        "identity_encoder": IdentityEncoderStage(IdentityEncoderConfig(backbone=backbone)),
+    }[stage]
+    loss = write_bundle(
+        resolve(tmp_path / "loss"),
+        method="predictors",
+        stage=stage,
+        config={"seed": seed, "loader": {"fold": fold}},
+        export=made.export(made.build({}, INFO)),
+        data_fingerprint="small",
+    )
+    record = {"uri": loss.location.uri, "checksum": loss.checksum}
+    if apart:
+        require_apart(classifier, "guide", record, loss)
+        return
+    with pytest.raises(
+        BundleError, match=r"loss 'guide', .* another seed, and the two on loader\.fold a and b"
+    ):
+        require_apart(classifier, "guide", record, loss)
+
+
+def test_a_bundle_of_another_image_size_is_named_with_both_sizes(
+    gsvae: Bundle, make_dataset: Callable[..., str], tmp_path: Path
+) -> None:
+    stage = ClassifierStage(ClassifierConfig(backbone=BackboneConfig(widths=(8,), blocks=(1,))))
+    wide = write_bundle(
+        resolve(tmp_path / "wide"),
+        method="predictors",
+        stage="classifier",
+        config={"seed": 1, "loader": {"fold": "b"}},
+        export=stage.export(stage.build({}, replace(INFO, image_size=64))),
+        data_fingerprint="small",
+    )
+    places = {"data": make_dataset(), "out": str(tmp_path / "out")}
+    message = r"wide works on images of 64 px; those of .* have 32 px\. Ingest the data with image_size=64"
+    with pytest.raises(EvaluationError, match=message):
+        evaluate(config(), model=wide.location.uri, **places)
+    with pytest.raises(EvaluationError, match=message):
+        evaluate(config(), model=gsvae.location.uri, judges=[wide.location.uri], **places)
+
+
+def test_the_key_of_a_reading_set_is_never_overwritten(
+    classifier: Bundle, gsvae: Bundle, make_dataset: Callable[..., str], tmp_path: Path
+) -> None:
+    """Without it what readers have answered means nothing."""
+    key = tmp_path / "reading_set_key.csv"
+    key.write_text("what the readers' answers need")
+    places = {"data": make_dataset(), "out": str(tmp_path)}
+    with pytest.raises(EvaluationError, match=r"holds a reading set and its key .* Give another --out"):
+        evaluate(config(reading_set=3), model=gsvae.location.uri, **places)
+    assert [path.name for path in tmp_path.iterdir()] == [key.name]
+    evaluate(config(), model=classifier.location.uri, **places)
+    assert key.read_text() == "what the readers' answers need"
+
+
+@pytest.mark.parametrize("cycles", [(), (0,), (1, 0), (-1,)])
+def test_cycles_are_one_or_more_numbers_from_one(cycles: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="cycles"):
+        validate(EvaluateConfig, {"cycles": cycles})

@@ -48,6 +48,20 @@ def test_classifier_is_scored_on_the_findings_it_shares_with_the_data() -> None:
     assert (edema.key, edema.value, macro.value) == ("auroc[edema]", 1.0, 1.0)
 
 
+def test_no_finding_is_in_no_average_as_it_is_the_absence_of_the_others() -> None:
+    names = ("edema", "no_finding")
+    reads = judge(lambda image: torch.cat([brightness(image), -brightness(image)], dim=1), names)
+    macro, edema, nothing = classifier_metrics(reads, study(finding_names=names), minimum_positives=1)
+    assert (edema.value, nothing.value) == (1.0, 0.25)  # 1 of 4 pairs is in order
+    assert macro.value == 1.0
+    assert macro.note == "1 of 2; no finding is the absence of the others"
+    few, *_ = classifier_metrics(reads, study(finding_names=names), minimum_positives=3)
+    assert math.isnan(few.value)
+    assert few.note == (
+        "0 of 2; fewer than 3 positives or negatives: edema; no finding is the absence of the others"
+    )
+
+
 def test_classifier_without_a_shared_finding() -> None:
     with pytest.raises(ValueError, match="names pneumonia; the data have edema, fracture"):
         classifier_metrics(judge(outputs=("pneumonia",)), study())

@@ -14,7 +14,7 @@ from counterray.evaluation.effectiveness import effectiveness
 from counterray.evaluation.ground_truth import ground_truth_metrics, nearest_with_findings
 from counterray.evaluation.identity import reidentification_rank
 from counterray.evaluation.metric import Judge
-from counterray.evaluation.off_target import off_target_change
+from counterray.evaluation.off_target import off_target_change, off_target_metrics
 from counterray.evaluation.pixel_error import mean_absolute_error
 from counterray.evaluation.psnr import psnr
 from counterray.evaluation.reversibility import reversibility
@@ -92,6 +92,24 @@ def test_off_target_change_counts_kept_findings_only() -> None:
     first, second = off_target_change(before, after, kept).tolist()
     assert first == pytest.approx(0.2)
     assert math.isnan(second)
+
+
+def test_off_target_auroc_is_the_change_over_images_that_should_keep_the_finding() -> None:
+    """Of five images the edit turns the finding of the first on; of the others two show it."""
+    source = batch(grey(*[0.0] * 5), [[0.0], [0.0], [0.0], [1.0], [1.0]])
+    donor = batch(source.image, [[1.0], [0.0], [0.0], [1.0], [1.0]])
+    made = Counterfactuals(source=source, donor=donor, image=source.image, reconstruction=source.image)
+    judge = Judge(name="c", checksum="1", predict=lambda image: image, outputs=("a",))
+    before = torch.tensor([[0.99], [0.2], [0.4], [0.3], [0.8]])  # 3 of 4 pairs in order
+    after = torch.tensor([[0.0], [0.2], [0.4], [0.3], [0.1]])  # 1 of 4
+    metrics = {m.key: m for m in off_target_metrics(made, judge, before=before, after=after)}
+    blurred = metrics["off_target_auroc[a]"]
+    assert blurred.value == pytest.approx(1 / 4 - 3 / 4)
+    assert (blurred.n, blurred.judge, blurred.direction) == (4, "c:1", "higher")
+    assert blurred.note == "2 of 4 images that should keep it show it"
+    assert math.isnan(blurred.low), "two positives are too few for an interval"
+    same = {m.key: m.value for m in off_target_metrics(made, judge, before=before, after=before)}
+    assert same["off_target_auroc[a]"] == 0.0
 
 
 def test_rank_by_hand() -> None:

@@ -197,6 +197,14 @@ def test_interventions_are_assignments():
             interventions(wrong)
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1", "0.5"])
+def test_a_level_that_is_no_code_is_refused_as_it_was_written(value):
+    """``float`` reads nan and inf as numbers, which are no levels."""
+    asked = config(do=interventions([f"sex={value}"]))
+    with pytest.raises(EditError, match=rf"do sex={value}: attributes can be set to a level"):
+        asked.edit()
+
+
 class Brightener:
     """A generator whose edit is easy to predict; patients whose image is dark in a corner it cannot edit."""
 

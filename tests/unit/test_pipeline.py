@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from counterray.config import ConfigError, validate
-from jobs.pipeline_config import PipelineConfig
+from jobs import pipeline as runs
+from jobs.pipeline_config import PipelineConfig, read_pipeline
+from tests.conftest import ROOT
 
 STAGES: dict[str, dict[str, Any]] = {
     "text": {"config": "text.yaml"},
@@ -88,3 +91,22 @@ def test_a_pipeline_may_end_with_an_audit_alone():
 def test_an_audit_names_trainings(settings, message):
     with pytest.raises(ConfigError, match=message):
         pipeline(**settings)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("evaluate.generation={prompt: labels}", "Unknown setting 'prompt'"),
+        ("evaluate.generation={sampler: {steps: 30}}", "steps = 30 must divide timesteps = 1000"),
+        ("evaluate.generation={abduction: {nose: fresh}}", r"Unknown setting 'abduction\.nose'"),
+        ("stages.classifier.settings.stepps=3", "Unknown setting 'stepps'"),
+    ],
+)
+def test_what_the_end_would_refuse_is_refused_before_the_data_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, message: str
+) -> None:
+    monkeypatch.setattr(runs, "ingest", lambda *_: pytest.fail("the data were read"))
+    path = ROOT / "jobs" / "configs" / "demo" / "phantom.yaml"
+    with pytest.raises(ConfigError, match=message):
+        runs.run_pipeline(path, read_pipeline(path, [override]), root=None, out=str(tmp_path))
+    assert not list(tmp_path.iterdir())

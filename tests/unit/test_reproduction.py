@@ -111,8 +111,9 @@ def test_encodings_and_trainings_are_of_the_pipeline_s_kinds():
     [
         ("arms=[everything]", "'everything' is no arm; arms: baseline, losses"),
         ("full=everything", "'everything' is no arm"),
-        ("seeds=[]", "one or more different numbers"),
-        ("seeds=[1,1]", "one or more different numbers"),
+        ("seeds=[]", r"seeds: .*\[\] must be one or more different numbers from 0"),
+        ("seeds=[1,1]", r"seeds: .*\[1, 1\] must be one or more different numbers from 0"),
+        ("seeds=[2,-1]", r"seeds: .*\[2, -1\] must be one or more different numbers from 0"),
         ("judges={}", "judges must be pathology, identity, classifier, segmentor"),
         ("scoring.images=3", "Unknown setting 'scoring.images'"),
     ],
@@ -126,6 +127,30 @@ def test_settings_that_cannot_be_run_are_refused(override, message):
 def test_settings_of_a_step_are_checked_before_anything_starts(override):
     with pytest.raises(ConfigError, match="Unknown setting"):
         make_plan(FILE, experiment(override))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["ablation.full.generation.prompt=labels"], r"ablation\.full\.generation: Unknown setting 'prompt'"),
+        (["ablation.full.generation.sampler.step=3"], r"Unknown setting 'sampler\.step'"),
+        (["ablation.full.generation.abduction.nose=fresh"], r"Unknown setting 'abduction\.nose'"),
+        (["ablation.full.generation.sampler.steps=30"], "steps = 30 must divide timesteps = 1000"),
+        (
+            ["ablation.refined.generation={abduction: {noise: inverted}}"],
+            "ablation.refined.generation: .*ddim",
+        ),
+        (["rare.optimise.steps=7"], r"rare\.optimise\.steps: steps = 7 must divide timesteps = 1000"),
+        (
+            ["rare.optimise.steps=8", "pathology_ldm.settings={schedule.timesteps: 500, sampler.steps: 20}"],
+            r"rare\.optimise\.steps: steps = 8 must divide timesteps = 500",
+        ),
+        (["downstream.findings=[edema,dragon]"], r"downstream\.findings names 'dragon'"),
+    ],
+)
+def test_settings_of_a_measurement_are_checked_before_anything_starts(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        make_plan(FILE, experiment(*overrides))
 
 
 def test_an_unknown_experiment_is_named_with_those_that_exist():

@@ -6,6 +6,8 @@ import math
 import pytest
 
 from counterray.config import ConfigError
+from counterray.evaluation.report import Text
+from jobs.reproduction.bars import Bar, Spread, bars_section
 from jobs.reproduction.cit_lr.experiment import METHODS, SETTINGS, CalibrationRun, WorldRun
 from jobs.reproduction.cit_lr.job import CitLrExperiment
 from jobs.reproduction.cit_lr.report import Outcome
@@ -165,3 +167,14 @@ def test_a_published_test_that_rejects_true_nulls_is_said_to():
     assert sentences == [
         "DP as shipped rejects 50% of the classifiers that are invariant by construction, at a nominal 5 %."
     ]
+
+
+def test_remarks_come_after_the_bars_and_nothing_is_counted_where_there_are_none():
+    bars = [Bar("met", Spread((0.9,)), 0.5, "higher"), Bar("missed", Spread((0.4,)), 0.5, "higher")]
+    remark = Text(["Of one seed."])
+    cards, table, last = bars_section([*bars, Bar("lost", Spread.of([None]), 0.5, "higher")], remark).blocks
+    assert [(card.label, card.value) for card in cards.cards] == [("Bars met", "1 of 3")]
+    assert [row[0] for row in table.rows] == ["met", "missed", "lost"]
+    assert last is remark
+    none, empty, last = bars_section([], remark).blocks
+    assert (none.empty, list(empty.rows), last) == (True, [], remark)

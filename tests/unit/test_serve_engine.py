@@ -92,8 +92,19 @@ def test_another_intervention_on_what_was_kept_is_that_of_the_image(name, engine
     [fresh] = engine.do([work(EDEMA)])
     assert same(again, fresh)
     assert again.seconds["abduct"] < first.seconds["abduct"]
-    [refused] = engine.do([Work(edit=EDEMA, seeds=(0,), kept=first.kept, steps=3)])
-    assert "other steps" in refused.detail
+
+
+@pytest.mark.parametrize("sampler", [{"steps": 3}, {"guidance": 4.0}])
+@pytest.mark.parametrize("observed", [{"sex": "male", "scanner": "a"}, None])
+def test_another_sampler_on_what_was_kept_is_that_of_the_image(sampler, observed, engines):
+    engine = engines["words"]
+    [first] = engine.do([work(WORDS, observed=observed)])
+    other = Work(edit=EDEMA, seeds=(0,), kept=first.kept, **sampler)
+    [again] = engine.do([other])
+    [fresh] = engine.do([work(EDEMA, observed=observed, **sampler)])
+    [plain] = engine.do([work(EDEMA, observed=observed)])
+    assert same(again, fresh)
+    assert (pixels(again.images[0].image) != pixels(plain.images[0].image)).any()
 
 
 def test_scores_are_of_the_image_before_and_after(engines):

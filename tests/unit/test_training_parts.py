@@ -15,14 +15,18 @@ import pytest
 import torch
 
 from counterray.config import ConfigError, validate
+from counterray.models.predictors.classifier import ClassifierConfig, ClassifierStage
+from counterray.nn.backbone import BackboneConfig
 from counterray.storage import resolve
 from counterray.training import checkpoint
 from counterray.training.checkpoint import Progress, RankState
 from counterray.training.config import EngineConfig, OptimizerConfig
 from counterray.training.loop import require_finite
+from counterray.training.optimizer import make_optimizer, set_rates
 from counterray.training.run_folder import STALE_SECONDS, RunError, RunLock, begin
 from counterray.training.stage import Losses
 from counterray.training.tracking import Tracker
+from tests.predictor_toys import DATA
 
 DESCRIPTION: dict[str, Any] = {
     "config": {"steps": 10, "resources": {"workers": 1}},
@@ -38,6 +42,17 @@ def test_the_rate_rises_linearly_then_falls_along_a_half_cosine() -> None:
     assert optimizer.rate(8, 12) == pytest.approx(0.1 + 0.9 * 0.5)
     assert optimizer.rate(12, 12) == pytest.approx(0.1)
     assert OptimizerConfig(lr=0.3, schedule="constant").rate(7, 12) == 0.3
+
+
+def test_a_checkpoint_whose_groups_have_no_part_is_read_and_all_of_it_trained() -> None:
+    """So were those written that are older than the parts."""
+    stage = ClassifierStage(ClassifierConfig(backbone=BackboneConfig(widths=(8,), blocks=(1,))))
+    module = stage.build({}, DATA)
+    optimizer = make_optimizer(stage, module, OptimizerConfig(lr=1.0))
+    optimizer.load_state_dict(torch.optim.AdamW(module.parameters(), lr=1.0).state_dict())
+    assert "part" not in optimizer.param_groups[0]
+    set_rates(optimizer, stage, 3, 0.25)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25]
 
 
 def test_bf16_without_sharded_optimizer_names_the_remedy() -> None:

@@ -198,27 +198,32 @@ def make_plan(path: Path, config: Experiment) -> Plan:
                 data=latents,
             )
             prepared[model] = prepare(path, config.pathology_ldm.run(seed, settings=arm.pathology_ldm))
+            _require_drawable(config, name, prepared[model])
             models[seed, name] = model
     return Plan(stages, prepared, models)
 
 
 def _require_measurable(config: Experiment) -> None:
-    """Finds before the trainings what the measurements after them would refuse."""
-    for name in config.chosen:
-        try:
-            require_settings("pathology_ldm", config.ablation[name].generation)
-        except ConfigError as error:
-            raise ConfigError(f"ablation.{name}.generation: {error}") from error
-    schedule = ScheduleConfig.model_validate(config.pathology_ldm.settings.get("schedule", {}))
-    try:
-        sampling_scheduler(schedule, "ddim", config.rare.optimise.steps)
-    except ValueError as error:
-        raise ConfigError(f"rare.optimise.steps: {error}") from error
+    """Finds before the trainings what the measurements after them would refuse; see `_require_drawable`."""
     unknown = sorted(set(config.downstream.findings) - set(FINDINGS))
     if unknown:
         raise ConfigError(
             f"downstream.findings names {unknown[0]!r}, which is none of: {', '.join(FINDINGS)}."
         )
+
+
+def _require_drawable(config: Experiment, arm: str, trained: Mapping[str, Any]) -> None:
+    """Finds before the trainings how an arm's model, of settings ``trained``, could not be drawn from."""
+    stage, _ = catalog.make_training(trained)
+    try:
+        require_settings(stage, config.ablation[arm].generation)
+    except ConfigError as error:
+        raise ConfigError(f"ablation.{arm}.generation: {error}") from error
+    try:
+        schedule = ScheduleConfig.model_validate(trained["schedule"])
+        sampling_scheduler(schedule, "ddim", config.rare.optimise.steps)
+    except ValueError as error:
+        raise ConfigError(f"rare.optimise.steps: {error}") from error
 
 
 def _owners(config: Experiment, arm: str) -> tuple[str, str, str]:

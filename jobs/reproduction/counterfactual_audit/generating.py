@@ -57,6 +57,8 @@ def generated(
     asked = torch.arange(count)[:, None].expand(count, size)
     if shuffled:
         asked = torch.randint(count, (count, size), generator=draws)
+    known = model.space.levels[individuals.attribute]
+    asked = torch.tensor([known.index(level) for level in individuals.levels])[asked]
     seeds = torch.randint(2**62, (1 + nulls, size), generator=draws)
     images, null = torch.empty((count, *batch.image.shape)), []
     for rows in torch.arange(size).split(AT_ONCE):  # type: ignore[no-untyped-call]

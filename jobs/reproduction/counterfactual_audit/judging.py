@@ -37,15 +37,18 @@ class Judges:
             images: ``[K, N, 1, S, S]``, the own level included.
         """
         name, levels = individuals.attribute, individuals.levels
+        about = Views(name, levels)
         null = images[torch.from_numpy(individuals.own), torch.arange(len(individuals.batch))]
         observed = individuals.batch.image
         views = [
-            judged(self._judges, self._attributes, image, attribute=name, observed=observed, null=null)
+            judged(self._judges, self._attributes, image, views=about, observed=observed, null=null)
             for image in (observed, *images)
         ]
         said = {column: np.stack([view[column].numpy() for view in views]) for column in views[0]}
         own = [levels[code] for code in individuals.own]
         patients = list(individuals.batch.patient_ids)
         studies = pa.table({f"attribute.{name}": own, "patient_id": patients})
-        chunk = SetChunk(name="all", prefix="phantom", views=Views(name, levels), studies=studies)
-        return gate_readings(said, ImageSet((chunk,), studies), self.labels, kept=range(len(own)))
+        chunk = SetChunk(name="all", prefix="phantom", views=about, studies=studies)
+        findings = self._judges["classifier"].outputs
+        images_of = ImageSet((chunk,), studies)
+        return gate_readings(said, images_of, self.labels, findings=findings, kept=range(len(own)))

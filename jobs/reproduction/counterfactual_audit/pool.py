@@ -60,7 +60,8 @@ def measure_pool(run: PoolRun) -> dict[str, Any]:
     experiment, seconds = run.experiment, dict[str, float]()
     pool = _timed(seconds, "pool", lambda: image_pool(run.pool))
     drawn = make_batch(experiment.individuals, run.pool.image_size, run.pool.seed + _AUDITED_SEED)
-    individuals = _timed(seconds, "individuals", lambda: render_levels(drawn, attribute=run.pool.attribute))
+    about: dict[str, Any] = {"attribute": run.pool.attribute, "levels": run.pool.levels or None}
+    individuals = _timed(seconds, "individuals", lambda: render_levels(drawn, **about))
     model = open_ldm(open_bundle(run.generator), validate(GenerationConfig, experiment.generation))
     judges = Judges({stage: open_bundle(uri) for stage, uri in run.judges.items()})
     audits = {}

@@ -206,6 +206,8 @@ _LIMITS = [
     "more, and by things that no judge was trained to see.",
     "Margins are the audit's own; classifiers whose true size is near 1 are near the line that the "
     "verdict draws, where even exact counterfactuals of so many individuals are sometimes inconclusive.",
+    "Shortcuts read the scanner as a network does that learned from unpaired images. One that reads what "
+    "generated images do not show is missed, however open the gates are.",
     "Rerendered classifiers look at the true record beside the image: with learned counterfactuals only "
     "their shortcut sees the generated image.",
 ]

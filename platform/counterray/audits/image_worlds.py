@@ -28,6 +28,7 @@ from counterray.audits.worlds.image_networks import ExcludedHead, Reader, Thumbn
 from counterray.audits.worlds.level_images import LevelImages, planted_batch, render_levels
 from counterray.audits.worlds.planted import ImagePoolConfig, Kind, PlantedClassifier, Sight
 from counterray.data.phantom.studies import make_batch
+from counterray.data.study import Batch
 from counterray.evaluation.intervals import Floats
 
 _TRUTH_SEED = 2**20
@@ -90,7 +91,7 @@ def image_pool(config: ImagePoolConfig) -> ImagePool:
     """
     classifiers = fit_image_pool(config)
     drawn = make_batch(config.truth_studies, config.image_size, config.seed + _TRUTH_SEED)
-    individuals = render_levels(drawn, attribute=config.attribute)
+    individuals = render_levels(drawn, attribute=config.attribute, levels=config.levels or None)
     return ImagePool(config=config, classifiers=classifiers, truths=true_effects(classifiers, individuals))
 
 
@@ -108,7 +109,7 @@ def fit_image_pool(config: ImagePoolConfig) -> list[PlantedClassifier]:
             raise AuditError(
                 f"All or none of the {config.studies} studies to learn from show {finding}; raise studies."
             )
-    reader = Reader.fit(individuals)
+    reader = Reader.fit(_mixed(config, individuals), config.attribute, config.network, seed=config.seed)
     made = [classifier for kind in config.kinds for classifier in _of_kind(kind, config, individuals, reader)]
     sight = Sight(
         learned.image, individuals.records[0], config, rerendered=_at_reference(individuals, config)
@@ -262,11 +263,14 @@ def _base(
     if kind == "rerendered":
         seen = replace(batch, image=individuals.images[level])
         return fit_network(seen, config.findings, config.network, seed=config.seed), None
-    mixed = planted_batch(
-        individuals, finding=config.findings[0], level=level, strength=0.0, seed=config.seed
-    )
-    network = fit_network(mixed, config.findings, config.network, seed=config.seed)
+    network = fit_network(_mixed(config, individuals), config.findings, config.network, seed=config.seed)
     return network, ExcludedHead.fit(network, individuals, config.findings, share=config.share)
+
+
+def _mixed(config: ImagePoolConfig, individuals: LevelImages) -> Batch:
+    """The individuals at levels that follow nothing."""
+    level = config.position(config.level)
+    return planted_batch(individuals, finding=config.findings[0], level=level, strength=0.0, seed=config.seed)
 
 
 def _seen(classifiers: Sequence[PlantedClassifier], sights: Sequence[Sight]) -> Floats:
@@ -276,9 +280,9 @@ def _seen(classifiers: Sequence[PlantedClassifier], sights: Sequence[Sight]) -> 
 
 def _at_reference(individuals: LevelImages, config: ImagePoolConfig) -> Tensor | None:
     """What rendering anew would give, where it was rendered already."""
-    if individuals.effect != "direct" or individuals.attribute != config.attribute:
+    if (individuals.effect, individuals.attribute) != ("direct", config.attribute):
         return None
-    return individuals.images[config.position(config.reference)]
+    return individuals.images[individuals.levels.index(config.reference)]
 
 
 def _labels(individuals: LevelImages, finding: str) -> Floats:

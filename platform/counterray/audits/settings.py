@@ -34,7 +34,8 @@ class GateConfig(Config):
     composition: float = Field(default=0.05, ge=0)
     """Largest mean absolute change of the grey value by a null intervention [share of the grey range]."""
     off_target: float = Field(default=0.05, ge=0)
-    """Largest mean absolute change of findings and attributes that should stay [probability]."""
+    """Largest mean absolute change of any finding or attribute that should stay [probability]. Larger than
+    the margins it lets pass what then looks like the classifier's doing."""
     identity: float = Field(default=0.8, ge=-1, le=1)
     """Least cosine similarity of an individual's identity features before and after."""
     judge_auroc: float = Field(default=0.8, ge=0, le=1)

@@ -27,7 +27,8 @@ class AbductionConfig(Config):
     residual: bool = False
     """Whether x - D(z), what the decoder leaves out of the image, is added to the counterfactual: the
     observation's noise under a Gaussian decoder of fixed variance (Pawlowski et al., 2020,
-    https://arxiv.org/abs/2006.06485, section 3.2)."""
+    https://arxiv.org/abs/2006.06485, section 3.2). Of `mine_ldm` D stands for all of generation under the
+    observed attributes, so that null interventions give back the very image."""
 
     def require(self, sampler: SamplerConfig) -> None:
         """Raises `ValueError` unless ``sampler`` can be run backwards where this asks for it."""

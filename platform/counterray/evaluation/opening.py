@@ -16,7 +16,6 @@ from counterray.data.phantom.render import exact_scm
 from counterray.data.phantom.scm import VOCABULARY, swap_pathology
 from counterray.data.phantom.studies import parents_of
 from counterray.data.study import Batch
-from counterray.diffusion.sampling import SamplerConfig
 from counterray.evaluation.counterfactuals import Editor, editor, swap_editor
 from counterray.evaluation.generator import Exact
 from counterray.evaluation.metric import UnscorableError
@@ -37,6 +36,7 @@ from counterray.models.pathology_ldm.generator import (
 )
 from counterray.models.pathology_ldm.prompts import PromptSource
 from counterray.models.pathology_ldm.stages import prompt_source
+from counterray.training.stage import Stage
 
 GenerationSettings = Mapping[str, Any]
 """How a generator generates: plain values of its stage's own configuration, such as `GenerationConfig`."""
@@ -131,14 +131,20 @@ _OPENERS: Mapping[str, _Opener] = {
 }
 
 
-def require_settings(stage: str, settings: GenerationSettings) -> None:
-    """Raises unless the generators of ``stage`` know all of ``settings``, before there is one.
+def require_settings(stage: Stage, settings: GenerationSettings) -> None:
+    """Raises unless the generators of ``stage`` can take all of ``settings``, before there is one.
+
+    What stands in the place of the stage's own settings has to go with the others of these.
 
     Raises:
         ConfigError: If a setting is unknown or refused.
     """
-    checked = validate(_OPENERS[stage].settings if stage in _OPENERS else Config, settings)
-    validate(SamplerConfig, getattr(checked, "sampler", {}))
+    checked = validate(_OPENERS[stage.name].settings if stage.name in _OPENERS else Config, settings)
+    values = stage.config.model_dump()
+    for name, value in checked.model_dump(exclude_none=True).items():
+        if name in values:
+            values[name] = {**values[name], **value} if isinstance(value, Mapping) else value
+    validate(type(stage.config), values)
 
 
 def open_editor(bundle: Bundle, settings: GenerationSettings | None = None, *, seed: int = 0) -> Editor:

@@ -128,3 +128,18 @@ def test_inversion_up_to_a_start_is_undone_by_sampling_from_it():
     again = sample(*settings, noise=noisy, start=200)
     assert float((again - latents).abs().max()) < 1e-3
     assert float((noisy - latents).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("steps", ["first", "all", "rate"])
+def test_a_start_above_all_timesteps_is_a_whole_sampling_also_with_its_drift(steps):
+    """Sampling shifts z_T at its first timestep, whether it is told to begin there or not."""
+    denoiser, sampler = network(), SamplerConfig(steps=20, guidance_scale=1)
+    shift = torch.tensor([0.1 if steps == "first" else 0.01])
+    drift = Drift(shift, shift, steps)
+    assert max(error(denoiser, sampler, iterations=30, drift=drift, start=1000)) < 2e-3
+    # A sampling that begins in between has no shift of z_T, only those of its steps.
+    settings = (denoiser, denoiser.schedule, sampler, None)
+    latents = sample(*settings, noise=NOISE)
+    noisy = invert(*settings, latents=latents, iterations=30, drift=drift, start=200)
+    again = sample(*settings, noise=noisy, drift=drift, start=200)
+    assert float((again - latents).abs().max()) < 1e-3

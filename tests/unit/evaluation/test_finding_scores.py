@@ -69,6 +69,16 @@ def test_macro_takes_findings_with_enough_images_and_a_threshold() -> None:
     assert metrics["f1_macro"].note == "1 of 2; too few images or no threshold: fracture"
 
 
+def test_no_finding_is_in_no_average_as_it_is_the_absence_of_the_others() -> None:
+    names = ("edema", "no_finding")
+    validation = study([0.1, 0.9], [0, 1], names=names)
+    metrics = f1(study([0.2, 0.9], [0, 1], names=names), validation)
+    # Darkness is read as no finding, so that both are called wrongly: precision and recall are 1 / 2 and 1.
+    assert metrics["f1[no_finding]"].value == pytest.approx(2 / 3)
+    assert (metrics["f1_macro"].value, metrics["f1[edema]"].value) == (1.0, 1.0)
+    assert metrics["f1_macro"].note == "1 of 2; no finding is the absence of the others"
+
+
 def test_intervals_hold_the_values() -> None:
     random = np.random.default_rng(0)
     labels = (random.random(200) < 0.4).astype(int)

@@ -73,6 +73,28 @@ def test_labels_that_the_source_leaves_open_come_from_the_report(tmp_path, label
     assert json.loads(json.dumps(counts)) == counts
 
 
+@pytest.mark.parametrize("labels", ["keep", "mentioned", "unmentioned_absent"])
+def test_a_report_that_does_not_describe_the_image_gives_no_prompt_and_no_label(tmp_path, labels):
+    """Silence is no normal image: neither "No acute finding." nor the absence of what it does not mention."""
+    texts = [
+        "INDICATION: Pneumonia?\nTECHNIQUE: PA and lateral.",
+        "FINDINGS: ...",
+        "Cardiomegaly.",
+        None,
+        " ",
+    ]
+    nothing = dict.fromkeys(FINDINGS)
+    types = pa.struct([(name, pa.int8()) for name in FINDINGS])
+    rows = table(report=texts, findings=pa.array([nothing] * 5, types))
+    refined, counts = RefineTransform(RefineConfig(labels=labels), None, resolve(tmp_path))(rows)
+    assert refined["refined_report"].to_pylist() == [None, None, "Cardiomegaly.", None, None]
+    found = refined["findings"].to_pylist()
+    assert [found[row] for row in (0, 1, 3, 4)] == [nothing] * 4
+    assert found[2]["cardiomegaly"] == (None if labels == "keep" else 1)
+    assert (counts["reports"], counts["undescribed"]) == (1, 2)
+    assert counts["agreement"]["reports"] == 1
+
+
 @needs_openai
 def test_too_many_fallbacks_end_the_work_and_the_limit_may_be_raised(tmp_path, monkeypatch):
     monkeypatch.setenv(llm.API_KEY, KEY)

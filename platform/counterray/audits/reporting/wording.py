@@ -65,6 +65,9 @@ LIMITS = (
     "patients, not the choice of the generator's training seed, the site or the scanner.",
     "The audit assumes that the causal graph is right as stated, that the patient's own noise was abducted "
     "correctly, and that the audited patients resemble those for whom the classifier is to be used.",
+    "A learned generator that makes the same image again and again has null interventions that change "
+    "nothing. Any trace that it leaves on what should stay is then significant and would be taken for the "
+    "classifier's doing: what bounds it are the gate off target and the margins, not the p-value.",
     "“Invariant” is a statement about these margins, this threshold, these findings and these levels. An "
     "effect within the margins may still matter where decisions are many.",
     "Individuals that the classifier was trained on make it look more stable than it is; audit on others.",

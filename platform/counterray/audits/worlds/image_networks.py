@@ -8,11 +8,9 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -32,6 +30,9 @@ THUMBNAIL = 8
 
 AT_ONCE = 128
 """Images in a forward pass."""
+
+_READER_STEPS = 3
+"""Times as many steps as for a finding: levels of an attribute are harder to see."""
 
 
 class NetworkConfig(Config):
@@ -116,23 +117,31 @@ def applied(function: Any, image: Tensor) -> Floats:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads an attribute out of an image: multinomial regression on thumbnails of brightness and texture."""
+    """Reads an attribute out of an image: a network that learned it as any shortcut is learned.
 
-    model: Any
+    It sees each individual once, at a level drawn at random, never two levels of the same one: what tells
+    them apart only in pairs, which no classifier of patients is shown, is no part of it.
+
+    Attributes:
+        network: Its outputs are the attribute's levels.
+    """
+
+    network: ThumbnailClassifier
 
     @classmethod
-    def fit(cls, individuals: LevelImages) -> Reader:
-        """Fitted to all individuals at all levels, so that nothing but the attribute tells the level."""
-        count, size = individuals.images.shape[:2]
-        features = np.concatenate([_summary(image) for image in individuals.images])
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=5000))
-        model.fit(features, np.repeat(np.arange(count), size))
-        return cls(model)
+    def fit(cls, batch: Batch, attribute: str, config: NetworkConfig, *, seed: int) -> Reader:
+        """Fitted to individuals whose levels follow nothing else."""
+        levels = VOCABULARY[attribute]
+        codes = batch.attributes[attribute].long()
+        shown = functional.one_hot(codes, len(levels)).to(batch.findings)
+        named = replace(batch, findings=shown, finding_names=levels)
+        longer = config.model_copy(update={"steps": _READER_STEPS * config.steps})
+        return cls(fit_network(named, levels, longer, seed=seed))
 
     def reading(self, image: Tensor, level: int) -> Floats:
         """``2 P(level | image) - 1`` ``[N]``: 1 where the level is read, -1 where another is."""
-        found: Floats = 2 * self.model.predict_proba(_summary(image))[:, level] - 1
-        return found
+        logits = applied(self.network, image)
+        return np.asarray(2 * softmax(logits, axis=1)[:, level] - 1)
 
 
 @dataclass(frozen=True)
@@ -184,12 +193,3 @@ class ExcludedHead:
         """Logits ``[N]`` of a finding from features ``[N, D]``."""
         found: Floats = self.models[finding].decision_function(features @ self.keep)
         return found
-
-
-def _summary(image: Tensor) -> NDArray[np.float64]:
-    """Brightness and log texture on a coarse grid, ``[N, 2 * 8 * 8]``."""
-    values = image.double()
-    smooth = functional.avg_pool2d(values, 3, stride=1, padding=1, count_include_pad=False)
-    texture = functional.adaptive_avg_pool2d((values - smooth).abs(), THUMBNAIL)
-    bright = functional.adaptive_avg_pool2d(values, THUMBNAIL)
-    return np.asarray(torch.cat([bright, (texture + 1e-3).log()], dim=1).flatten(1).numpy())

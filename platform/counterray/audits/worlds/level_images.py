@@ -5,6 +5,7 @@ Letters: N = individuals, K = levels, S = edge of the images [px].
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -31,45 +32,50 @@ class LevelImages:
         attribute: Its name.
         effect: ``direct`` if nothing but the attribute's own trace changes, ``total`` if its descendants
             (of ``group`` site, scanner and disease) follow.
-        batch: The individuals as observed.
+        levels: Names of the K levels.
+        batch: The individuals as observed, each at one of the levels.
         images: ``[K, N, 1, S, S]`` in [-1, 1]; at the own level the observed image.
         records: K records, each every variable of the causal model to ``[N]``, as they would have been.
     """
 
     attribute: Attribute
     effect: Literal["total", "direct"]
+    levels: tuple[str, ...]
     batch: Batch
     images: Tensor
     records: tuple[Values, ...]
 
     @property
-    def levels(self) -> tuple[str, ...]:
-        """Names of the K levels."""
-        return VOCABULARY[self.attribute]
-
-    @property
     def own(self) -> Codes:
         """``[N]`` position of each individual's observed level."""
-        return np.asarray(self.batch.attributes[self.attribute].numpy(), dtype=np.int64)
+        codes = self.batch.attributes[self.attribute].long().tolist()
+        return np.array([self.levels.index(VOCABULARY[self.attribute][code]) for code in codes])
 
 
 def render_levels(
-    batch: Batch, *, attribute: Attribute, effect: Literal["total", "direct"] = "direct"
+    batch: Batch,
+    *,
+    attribute: Attribute,
+    levels: Sequence[str] | None = None,
+    effect: Literal["total", "direct"] = "direct",
 ) -> LevelImages:
     """Draws phantom individuals at every level.
 
     Args:
         batch: Phantom studies, attributes coded by `VOCABULARY`.
         attribute: What is set.
+        levels: At which; individuals at others are left out. All of the attribute's by default.
         effect: See `LevelImages`.
 
     Raises:
         ValueError: If the batch is not of phantom studies.
     """
+    chosen = [VOCABULARY[attribute].index(name) for name in levels or VOCABULARY[attribute]]
+    batch = batch.select(torch.isin(batch.attributes[attribute].long(), torch.tensor(chosen)).nonzero()[:, 0])
     values = parents_of(batch)
     observed = values[attribute].long()
     images, records = [], []
-    for level in range(len(VOCABULARY[attribute])):
+    for level in chosen:
         image, record = batch.image.clone(), {name: value.clone() for name, value in values.items()}
         # At the own level the counterfactual is what was observed.
         rows = (observed != level).nonzero()[:, 0]
@@ -82,7 +88,12 @@ def render_levels(
         images.append(image)
         records.append(record)
     return LevelImages(
-        attribute=attribute, effect=effect, batch=batch, images=torch.stack(images), records=tuple(records)
+        attribute=attribute,
+        effect=effect,
+        levels=tuple(VOCABULARY[attribute][code] for code in chosen),
+        batch=batch,
+        images=torch.stack(images),
+        records=tuple(records),
     )
 
 

@@ -33,6 +33,9 @@ class ImagePoolConfig(Config):
 
     attribute: Attribute = "scanner"
     """What dependence is planted on."""
+    levels: tuple[str, ...] = ()
+    """Levels between which truths are told, of individuals at one of them; all by default. A generator that
+    has seen a level a few dozen times cannot draw it."""
     level: str = "mobile"
     """Level that the planted part takes for the finding."""
     reference: str = "digital"
@@ -64,8 +67,13 @@ class ImagePoolConfig(Config):
         Raises:
             AuditError: If one does not.
         """
-        self.position(self.level)
-        self.position(self.reference)
+        for name in (self.level, self.reference, *self.levels):
+            self.position(name)
+        if self.levels and (len(set(self.levels)) < 2 or self.reference not in self.levels):
+            raise AuditError(
+                f"levels {list(self.levels)} must be two or more different ones, with reference = "
+                f"{self.reference!r} among them."
+            )
         unknown = [name for name in self.findings if name not in FINDING_NAMES]
         if unknown or not self.findings:
             raise AuditError(

@@ -85,12 +85,10 @@ class AttributeGenerator(Generator):
 
     @torch.no_grad()
     def abduct(self, batch: Batch, edit: Edit | None = None) -> Abduction:
-        """The latent, what decoding leaves out of the image, and the attributes; see `Generator`."""
+        """What `AttributeNoise` is made of; see `Generator`."""
         image = batch.image.to(self.model.device)
         noise = self.model.abduct(image, self.model.space.codes(batch.attributes, like=image))
-        tensors = {"latent": noise.latent, "codes": noise.codes}
-        if noise.residual is not None:
-            tensors["residual"] = noise.residual
+        tensors = {name: value for name, value in vars(noise).items() if value is not None}
         return Abduction(patients=batch.without_pixels(), tensors=tensors)
 
     @torch.no_grad()
@@ -111,8 +109,7 @@ class AttributeGenerator(Generator):
             EditError: If an edit is by words, severity or donor, or sets anything but the model's
                 attributes.
         """
-        tensors = abduction.to(self.model.device).tensors
-        noise = AttributeNoise(tensors["latent"], tensors["codes"], tensors.get("residual"))
+        noise = AttributeNoise(**abduction.to(self.model.device).tensors)
         target = noise.codes.clone()
         for edit, rows in by_edit(edits):
             for name, code in self._asked(edit, donor).items():

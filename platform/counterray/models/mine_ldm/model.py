@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -36,12 +36,15 @@ class AttributeNoise:
         latent: ``[B, C, h, w]`` from which images are made: the clean latent, or the noise that it is
             inverted to.
         codes: ``[B, m]`` attributes that were observed, NaN where not known.
-        residual: What decoding leaves out of the image ``[B, 1, H, W]``; ``None`` where that is not kept.
+        residual: What generation under the observed attributes leaves out of the image ``[B, 1, H, W]``;
+            ``None`` where that is not kept, or is another for every seed.
+        image: The image ``[B, 1, H, W]``, where the residual is another for every seed.
     """
 
     latent: Tensor
     codes: Tensor
     residual: Tensor | None = None
+    image: Tensor | None = None
 
 
 class AttributeModel(Protocol):
@@ -209,9 +212,9 @@ class MineLDM(nn.Module):
     def abduct(self, image: Tensor, codes: Tensor) -> AttributeNoise:
         """The latent: clean where noise is fresh, and inverted to the noise at t0 where it is not."""
         latent = self.encode(image)
-        residual = image.to(self.device) - self.decode(latent) if self.abduction.residual else None
+        keeps = self.abduction.residual
         if self.abduction.noise == "fresh":
-            return AttributeNoise(latent, codes, residual)
+            return AttributeNoise(latent, codes, image=image.to(self.device) if keeps else None)
         # Without guidance: it describes what is there (Mokady et al., 2023,
         # https://arxiv.org/abs/2211.09794, section 3.1).
         noisy = invert(
@@ -223,20 +226,28 @@ class MineLDM(nn.Module):
             iterations=self.abduction.iterations,
             start=self.start,
         )
-        return AttributeNoise(noisy, codes, residual)
+        found = AttributeNoise(noisy, codes)
+        if not keeps:
+            return found
+        # Of the whole way, not of the decoder alone: what inversion gets wrong then cancels. An inverted
+        # latent is sampled without noise, so the seed says nothing.
+        seeds = torch.zeros(len(codes), dtype=torch.long)
+        return replace(found, residual=image.to(self.device) - self.render(found, codes, seeds=seeds))
 
     def render(
         self, noise: AttributeNoise, codes: Tensor, *, seeds: Tensor, on_step: OnStep | None = None
     ) -> Tensor:
         """Denoises from t0 under other attributes, and decodes; fresh noise is of each row's seed."""
-        noisy = noise.latent
+        noisy, residual = noise.latent, noise.residual
         if self.abduction.noise == "fresh":
             fresh = initial_noise(seeds, self.vae.latent_shape).to(self.device)
             noisy = noised(self.schedule, self.sampler, noisy, noise=fresh, start=self.start)
+        if noise.image is not None:
+            residual = noise.image - self.decode(self._sampled(noisy, noise.codes, seeds, start=self.start))
 
         def finished(latent: Tensor) -> Tensor:
             image = self.decode(latent)
-            return image if noise.residual is None else (image + noise.residual).clamp(-1.0, 1.0)
+            return image if residual is None else (image + residual).clamp(-1.0, 1.0)
 
         shown = None if on_step is None else seen_as(on_step, finished)
         return finished(self._sampled(noisy, codes, seeds, start=self.start, on_step=shown))
