@@ -7,8 +7,7 @@ const KEEP = "keep";
 const SEVERITIES = ["", "mild", "moderate", "severe"];
 const SEVERITY_WORDS = ["model's choice", "mild", "moderate", "severe"];
 const NORMAL = "finding.no_finding";
-const MOST_SEGMENTS = 4;
-const MOST_LETTERS = 26; // of all levels together, for one row of segments
+const MOST_LETTERS = 14; // of all levels together, for one row of segments
 
 /** The form; tells `onChange` of every change, and how it was made. */
 export class InterventionPanel {
@@ -158,18 +157,17 @@ export class InterventionPanel {
       }));
   }
 
-  /** Few short levels stand side by side; ordered numbers make a slider; all else is a list. */
+  /** Ordered numbers make a slider, few short levels stand side by side, and all else is a list. */
   #attribute(variable) {
     const { name, levels } = variable;
-    const short = levels.join("").length <= MOST_LETTERS && levels.length <= MOST_SEGMENTS;
-    if (short) {
-      const row = this.#row(variable, [[KEEP, "As is"], ...levels.map((level) => [level, level])]);
-      row.classList.add("stacked");
-      return row;
-    }
     const id = `variable-${name}`;
     const label = make("label", { class: "name", for: id }, title(name));
-    if (levels.every((level) => /^[\d<>≥≤]/.test(level))) return this.#levelSlider(variable, id, label);
+    if (levels.length > 2 && levels.every((level) => /^[\d<>≥≤]/.test(level))) {
+      return this.#levelSlider(variable, id, label);
+    }
+    if (levels.join("").length <= MOST_LETTERS) {
+      return this.#row(variable, [[KEEP, "As is"], ...levels.map((level) => [level, level])]);
+    }
     const select = make("select", { id, onchange: () => this.#set(name, select.value) },
       make("option", { value: KEEP }, "as is"), ...levels.map((level) => make("option", { value: level }, level)));
     select.value = this.chosen.get(name) ?? KEEP;

@@ -40,13 +40,14 @@ export async function decode(address) {
 export const pngAddress = (base64) => `data:image/png;base64,${base64}`;
 
 /**
- * Grey value to shown value: `255 (x − level + window / 2) / window`, cut to 0 to 255.
+ * Grey value to shown value: `255 ((x − level + 0.5) / (width − 1) + 0.5)`, cut to 0 to 255; a width of 256 about
+ * a level of 128 changes nothing. (DICOM PS3.3, C.11.2.1.2.1, linear.)
  *
  * @param {{width: number, level: number}} window Its width and centre, in grey values.
  */
 export function lookup({ width, level }) {
   const table = new Uint8ClampedArray(256);
-  for (let value = 0; value < 256; value += 1) table[value] = (255 * (value - level + width / 2)) / width;
+  for (let value = 0; value < 256; value += 1) table[value] = 255 * ((value - level + 0.5) / (width - 1) + 0.5);
   return table;
 }
 
