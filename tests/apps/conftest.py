@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.apps.page_server import KEY, PageServer, serving
 
@@ -30,14 +31,14 @@ class Visit:
         refusals: Statuses that the test makes the server answer with; Chromium logs each as an error.
     """
 
-    page: object
+    page: Page
     server: PageServer
     screenshots: Path
     errors: list[str] = field(default_factory=list)
     addresses: list[str] = field(default_factory=list)
     refusals: set[int] = field(default_factory=set)
 
-    def open(self, fragment: str = f"#key={KEY}"):
+    def open(self, fragment: str = f"#key={KEY}") -> Page:
         self.page.goto(self.server.url + fragment)
         return self.page
 
@@ -57,14 +58,13 @@ class Visit:
 
 
 @pytest.fixture(scope="session")
-def chromium() -> Iterator[object]:
+def chromium() -> Iterator[Browser]:
     """A headless Chromium: Debian's, or the one that COUNTERRAY_CHROMIUM names."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     program = os.environ.get("COUNTERRAY_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
         pytest.skip("no Chromium: apt-get install chromium, or name one in COUNTERRAY_CHROMIUM")
-    playwright.expect.set_options(timeout=PATIENCE)
-    with playwright.sync_playwright() as driver:
+    expect.set_options(timeout=PATIENCE)
+    with sync_playwright() as driver:
         browser = driver.chromium.launch(
             executable_path=program, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         )
@@ -89,9 +89,7 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def visiting(
-    chromium: object, page_server: PageServer, screenshots: Path
-) -> Iterator[Callable[..., Visit]]:
+def visiting(chromium: Browser, page_server: PageServer, screenshots: Path) -> Iterator[Callable[..., Visit]]:
     """Makes visits; each is a browser of its own, and is checked when the test ends."""
     page_server.reset()
     contexts, visits = [], []

@@ -1,5 +1,8 @@
-"""A stand-in for the gateway, so that the page is tested by itself: the contract of `serve.schemas`, with answers
-that a test can predict, delay and spoil. What it computes is the phantom's truth; it holds no model."""
+"""A stand-in for the gateway, so that the page is tested by itself: a test double.
+
+It keeps the contract of `serve.schemas`, with answers that a test can predict, delay and spoil. What it computes
+is the phantom's truth; it holds no model.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +100,9 @@ class Fault:
         )
 
 
-class Refused(Exception):  # noqa: N818 - it is an answer, not an error of the server
+class Refused(Exception):
+    """A problem in place of an answer."""
+
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.title)
         self.fault = fault
@@ -126,7 +131,7 @@ class PageServer:
     faults: list[Fault] = field(default_factory=list)
     aborted: int = 0
     audits: dict[str, Audit] = field(default_factory=dict)
-    report: Callable[[], str] = lambda: "<p>no report</p>"  # noqa: E731
+    report: Callable[[], str] = lambda: "<p>no report</p>"
     phantoms: Phantoms = field(default_factory=Phantoms)
     noise: dict[str, tuple[str, Abducted]] = field(default_factory=dict)
 

@@ -1,4 +1,4 @@
-"""What the stand-in gateway answers with: the phantom's own pictures, and scores that follow from its truth."""
+"""What the stand-in gateway answers with: the phantom's pictures, and scores that follow from its truth."""
 
 from __future__ import annotations
 

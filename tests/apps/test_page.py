@@ -8,19 +8,21 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import expect
 
 from tests.apps.page_server import KEY, Fault
 from tests.apps.phantom_answers import SIZE
 from tests.apps.pictures import drawn, grey_of, image_file
-
-EFFUSION = "finding.pleural_effusion"
-
-
-@pytest.fixture
-def expect(chromium):
-    from playwright.sync_api import expect
-
-    return expect
+from tests.apps.visits import (
+    EFFUSION,
+    asked_times,
+    choose_sample,
+    first_counterfactual,
+    generate,
+    row,
+    score,
+    set_level,
+)
 
 
 @pytest.fixture
@@ -28,49 +30,11 @@ def visit(visiting):
     return visiting()
 
 
-def row(page, variable):
-    return page.locator(f'[data-variable="{variable}"]')
-
-
-def set_level(page, variable, level):
-    row(page, variable).get_by_role("radio", name=level, exact=True).check()
-
-
-def score(page, name):
-    return page.locator(f'tr[data-score="{name}"] td').all_text_contents()
-
-
-def choose_sample(page, number=1):
-    page.get_by_role("button", name=f"Phantom {number}").click()
-
-
-def generate(page):
-    page.get_by_role("button", name="Generate").click()
-
-
-def first_counterfactual(visit, expect, level="Present", variable=EFFUSION):
-    """From the first sample to a counterfactual."""
-    page = visit.open()
-    choose_sample(page)
-    set_level(page, variable, level)
-    generate(page)
-    expect(page.locator("#status-text")).to_contain_text("Counterfactual in")
-    return page
-
-
-def asked_times(page, server, count):
-    """Waits until the server was asked so often."""
-    deadline = time.monotonic() + 30
-    while len(server.asked) < count and time.monotonic() < deadline:
-        page.wait_for_timeout(50)
-    assert len(server.asked) == count
-
-
 # From an image to a counterfactual.
 
 
-def test_a_sample_becomes_a_counterfactual_with_scores_and_provenance(visit, expect):
-    page = first_counterfactual(visit, expect)
+def test_a_sample_becomes_a_counterfactual_with_scores_and_provenance(visit):
+    page = first_counterfactual(visit)
     [(path, asked)] = visit.server.asked
     assert path == "counterfactuals"
     assert asked["do"] == {EFFUSION: 1.0}
@@ -89,8 +53,8 @@ def test_a_sample_becomes_a_counterfactual_with_scores_and_provenance(visit, exp
     visit.keep("counterfactual_light")
 
 
-def test_the_pictures_shown_and_saved_are_the_servers(visit, expect):
-    page = first_counterfactual(visit, expect)
+def test_the_pictures_shown_and_saved_are_the_servers(visit):
+    page = first_counterfactual(visit)
     with page.expect_download() as downloading:
         page.get_by_role("link", name="Download PNG").click()
     saved = downloading.value
@@ -105,7 +69,7 @@ def test_the_pictures_shown_and_saved_are_the_servers(visit, expect):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "DICOM"])
-def test_a_file_of_each_kind_is_taken(visit, expect, kind):
+def test_a_file_of_each_kind_is_taken(visit, kind):
     page = visit.open()
     expect(page.get_by_role("button", name="Phantom 1")).to_be_visible()
     grey = visit.server.phantoms.patients[2].grey
@@ -124,7 +88,7 @@ def test_a_file_of_each_kind_is_taken(visit, expect, kind):
     assert np.array_equal(drawn(page, "frame-input")[..., 0], grey)
 
 
-def test_a_file_can_be_dropped(visit, expect):
+def test_a_file_can_be_dropped(visit):
     page = visit.open()
     data = base64.b64encode(image_file(visit.server.phantoms.patients[1].grey, "PNG")).decode()
     transfer = page.evaluate_handle(
@@ -141,7 +105,7 @@ def test_a_file_can_be_dropped(visit, expect):
     expect(page.locator("#frame-input")).to_be_visible()
 
 
-def test_words_and_several_seeds_side_by_side(visit, expect):
+def test_words_and_several_seeds_side_by_side(visit):
     page = visit.open()
     page.get_by_label("Model").select_option("phantom-words")
     choose_sample(page, 2)
@@ -168,7 +132,7 @@ def test_words_and_several_seeds_side_by_side(visit, expect):
     visit.keep("seeds")
 
 
-def test_attributes_are_set_where_the_model_can(visit, expect):
+def test_attributes_are_set_where_the_model_can(visit):
     page = visit.open()
     choose_sample(page)
     set_level(page, "sex", "female")
@@ -185,7 +149,7 @@ def test_attributes_are_set_where_the_model_can(visit, expect):
     expect(page.locator("#stage")).to_have_attribute("data-shows", "input")
 
 
-def test_what_is_known_goes_with_the_image(visit, expect):
+def test_what_is_known_goes_with_the_image(visit):
     page = visit.open()
     choose_sample(page)
     page.get_by_text("What is known of this image").click()
@@ -200,8 +164,8 @@ def test_what_is_known_goes_with_the_image(visit, expect):
 # From one intervention to the next.
 
 
-def test_a_moved_control_asks_by_the_noise_and_once(visit, expect):
-    page = first_counterfactual(visit, expect)
+def test_a_moved_control_asks_by_the_noise_and_once(visit):
+    page = first_counterfactual(visit)
     severity = page.get_by_label("Severity")
     for _ in range(3):
         severity.press("ArrowRight")
@@ -213,8 +177,8 @@ def test_a_moved_control_asks_by_the_noise_and_once(visit, expect):
     assert asked == {"do": {EFFUSION: 1.0}, "severity": "severe"}
 
 
-def test_an_answer_that_comes_too_late_is_dropped(visit, expect):
-    page = first_counterfactual(visit, expect)
+def test_an_answer_that_comes_too_late_is_dropped(visit):
+    page = first_counterfactual(visit)
     visit.server.delays[:] = [1.5]
     set_level(page, "finding.edema", "Present")
     asked_times(page, visit.server, 2)
@@ -227,7 +191,7 @@ def test_an_answer_that_comes_too_late_is_dropped(visit, expect):
     assert visit.server.aborted == 1
 
 
-def test_a_control_moved_while_the_server_abducts_counts(visit, expect):
+def test_a_control_moved_while_the_server_abducts_counts(visit):
     page = visit.open()
     choose_sample(page)
     set_level(page, EFFUSION, "Present")
@@ -240,9 +204,9 @@ def test_a_control_moved_while_the_server_abducts_counts(visit, expect):
     assert paths == ["counterfactuals", f"counterfactuals/{1:032x}"]  # one abduction, not thrown away
 
 
-def test_noise_that_the_server_forgot_is_abducted_again(visit, expect):
+def test_noise_that_the_server_forgot_is_abducted_again(visit):
     visit.refusals = {404}
-    page = first_counterfactual(visit, expect)
+    page = first_counterfactual(visit)
     visit.server.noise.clear()
     set_level(page, "finding.edema", "Present")
     expect(page.locator('tr[data-score="edema"] td.after')).to_have_text("0.90")
@@ -250,8 +214,8 @@ def test_noise_that_the_server_forgot_is_abducted_again(visit, expect):
     assert "image" in visit.server.asked[2][1]
 
 
-def test_with_all_as_it_is_the_input_shows_and_nothing_is_asked(visit, expect):
-    page = first_counterfactual(visit, expect)
+def test_with_all_as_it_is_the_input_shows_and_nothing_is_asked(visit):
+    page = first_counterfactual(visit)
     set_level(page, EFFUSION, "As is")
     expect(page.locator("#stage")).to_have_attribute("data-shows", "input")
     expect(page.locator("#provenance")).to_be_hidden()
@@ -259,7 +223,7 @@ def test_with_all_as_it_is_the_input_shows_and_nothing_is_asked(visit, expect):
     assert len(visit.server.asked) == 1
 
 
-def test_no_finding_and_a_finding_exclude_each_other(visit, expect):
+def test_no_finding_and_a_finding_exclude_each_other(visit):
     page = visit.open()
     set_level(page, EFFUSION, "Present")
     set_level(page, "finding.no_finding", "Set")
@@ -268,7 +232,7 @@ def test_no_finding_and_a_finding_exclude_each_other(visit, expect):
     expect(row(page, "finding.no_finding").get_by_role("radio", name="As is")).to_be_checked()
 
 
-def test_a_request_can_be_cancelled(visit, expect):
+def test_a_request_can_be_cancelled(visit):
     page = visit.open()
     choose_sample(page)
     set_level(page, EFFUSION, "Present")
@@ -289,8 +253,8 @@ def test_a_request_can_be_cancelled(visit, expect):
 # Looking at it.
 
 
-def test_the_swipe_moves_by_keyboard(visit, expect):
-    page = first_counterfactual(visit, expect)
+def test_the_swipe_moves_by_keyboard(visit):
+    page = first_counterfactual(visit)
     swipe = page.get_by_role("slider", name="Boundary")
     made = page.locator("#frame-made")
     swipe.focus()
@@ -305,8 +269,8 @@ def test_the_swipe_moves_by_keyboard(visit, expect):
     expect(swipe).to_have_value("25")  # the boundary goes where the pointer is
 
 
-def test_window_and_level_by_the_formula(visit, expect):
-    page = first_counterfactual(visit, expect)
+def test_window_and_level_by_the_formula(visit):
+    page = first_counterfactual(visit)
     page.get_by_label("Window").fill("101")
     page.get_by_label("Level").fill("80")
     grey = visit.server.phantoms.patients[0].grey.astype(float)
@@ -316,8 +280,8 @@ def test_window_and_level_by_the_formula(visit, expect):
     assert np.array_equal(drawn(page, "frame-input")[..., 0], grey)
 
 
-def test_the_difference_colours_what_changed_and_nothing_else(visit, expect):
-    page = first_counterfactual(visit, expect)
+def test_the_difference_colours_what_changed_and_nothing_else(visit):
+    page = first_counterfactual(visit)
     with page.expect_download() as downloading:
         page.get_by_role("link", name="Effect map").click()
     effect = grey_of(base64.b64encode(downloading.value.path().read_bytes()).decode()).astype(int)
@@ -339,7 +303,7 @@ def test_the_difference_colours_what_changed_and_nothing_else(visit, expect):
 # When it goes wrong.
 
 
-def test_a_problem_says_what_is_wrong_and_what_to_do(visit, expect):
+def test_a_problem_says_what_is_wrong_and_what_to_do(visit):
     visit.refusals = {503}
     visit.server.faults[:] = [
         Fault(
@@ -370,7 +334,7 @@ def test_a_problem_says_what_is_wrong_and_what_to_do(visit, expect):
     expect(page.locator("#status-text")).to_contain_text("Counterfactual in")
 
 
-def test_hostile_words_in_a_problem_stay_words(visit, expect):
+def test_hostile_words_in_a_problem_stay_words(visit):
     visit.refusals = {422}
     visit.server.faults[:] = [Fault(422, "<img src=x onerror=alert(1)>", "<b>bold</b>", "")]
     page = visit.open()
@@ -380,7 +344,7 @@ def test_hostile_words_in_a_problem_stay_words(visit, expect):
     expect(page.locator("#problem strong")).to_have_text("<img src=x onerror=alert(1)>")
 
 
-def test_a_server_that_is_gone(visit, expect):
+def test_a_server_that_is_gone(visit):
     page = visit.open()
     choose_sample(page)
     set_level(page, EFFUSION, "Present")
@@ -390,7 +354,7 @@ def test_a_server_that_is_gone(visit, expect):
     visit.errors[:] = [e for e in visit.errors if "ERR_CONNECTION_REFUSED" not in e]
 
 
-def test_a_file_that_is_no_image_is_refused_here(visit, expect):
+def test_a_file_that_is_no_image_is_refused_here(visit):
     page = visit.open()
     page.locator("#file").set_input_files(
         {"name": "notes.png", "mimeType": "image/png", "buffer": b"not a picture"}
@@ -403,7 +367,7 @@ def test_a_file_that_is_no_image_is_refused_here(visit, expect):
     assert visit.server.asked == []
 
 
-def test_the_key_is_asked_for_once_and_leaves_the_address(visit, expect):
+def test_the_key_is_asked_for_once_and_leaves_the_address(visit):
     visit.refusals = {401}
     page = visit.open("")
     dialog = page.get_by_role("dialog")
