@@ -159,7 +159,7 @@ export class Workspace {
       this.answer = answer;
       this.targets = targets;
       await this.viewer.showAnswer(answer, isLatest);
-      byId("stage").dataset.stale = "false";
+      if (isLatest()) byId("stage").dataset.stale = "false";
     });
     if (!latest) return;
     this.#end();

@@ -1,7 +1,7 @@
 """A stand-in for the gateway, so that the page is tested by itself: a test double.
 
-It keeps the contract of `serve.schemas`, with answers that a test can predict, delay and spoil. What it computes
-is the phantom's truth; it holds no model.
+It keeps the contract of `serve.schemas`, with answers that a test can predict, delay and spoil. What it
+computes is the phantom's truth; it holds no model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
@@ -42,7 +42,7 @@ from tests.apps.phantom_answers import AGES, SIZE, Abducted, Phantoms, png
 from tests.conftest import ROOT
 
 KEY = "test-key-5d1f"
-POLICY = "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; object-src 'none'"
+POLICY = "default-src 'self'; img-src 'self' data: blob:"
 CHECKSUM = "9b1c4fd2e07a" + 52 * "0"
 
 FINDINGS = tuple(
@@ -108,6 +108,7 @@ class Refused(Exception):
         self.fault = fault
 
 
+WRONG_KEY = Fault(401, "Wrong key", "The server does not know this key.", "Use the key that it prints.")
 UNKNOWN = Fault(404, "Unknown", "There is none of this name.", "List what there is, and ask for one of it.")
 
 
@@ -243,21 +244,30 @@ async def _models() -> ModelList:
     return ModelList(models=MODELS)
 
 
+async def _check_key(request: Request) -> None:
+    if request.headers.get("authorization") != f"Bearer {KEY}":
+        raise Refused(WRONG_KEY)
+
+
+def with_policy(app: FastAPI) -> Callable[..., Any]:
+    """The app, with the headers that a strict gateway sends."""
+
+    async def guarded(scope: Any, receive: Any, send: Any) -> None:
+        async def sending(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                own = [(b"content-security-policy", POLICY.encode()), (b"x-content-type-options", b"nosniff")]
+                message = {**message, "headers": [*message["headers"], *own]}
+            await send(message)
+
+        await app(scope, receive, sending)
+
+    return guarded
+
+
 def application(state: PageServer) -> FastAPI:
     """The contract's routes, then the page itself."""
     app = FastAPI()
-
-    @app.middleware("http")
-    async def guard(request: Request, call_next: Callable[[Request], Any]) -> Response:
-        is_api = request.url.path.startswith("/v1/")
-        if is_api and request.headers.get("authorization") != f"Bearer {KEY}":
-            return Fault(
-                401, "Wrong key", "The server does not know this key.", "Use the key that it prints."
-            ).response()
-        response: Response = await call_next(request)
-        response.headers["Content-Security-Policy"] = POLICY
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        return response
+    api = APIRouter(prefix="/v1", dependencies=[Depends(_check_key)])
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
@@ -270,15 +280,16 @@ def application(state: PageServer) -> FastAPI:
             422, "Invalid request", f"{first['loc'][-1]}: {first['msg']}", "Compare with /docs."
         ).response()
 
-    app.get("/v1/models")(_models)
-    app.get("/v1/samples")(state.samples)
-    app.post("/v1/counterfactuals")(state.make)
-    app.post("/v1/counterfactuals/{noise_id}")(state.remake)
-    app.get("/v1/audits")(state.list_audits)
-    app.post("/v1/audits", status_code=201)(state.start_audit)
-    app.get("/v1/audits/{audit_id}")(state.read_audit)
-    app.get("/v1/audits/{audit_id}/report.html", response_class=HTMLResponse)(state.read_report)
-    app.delete("/v1/audits/{audit_id}", status_code=204)(state.delete_audit)
+    api.get("/models")(_models)
+    api.get("/samples")(state.samples)
+    api.post("/counterfactuals")(state.make)
+    api.post("/counterfactuals/{noise_id}")(state.remake)
+    api.get("/audits")(state.list_audits)
+    api.post("/audits", status_code=201)(state.start_audit)
+    api.get("/audits/{audit_id}")(state.read_audit)
+    api.get("/audits/{audit_id}/report.html", response_class=HTMLResponse)(state.read_report)
+    api.delete("/audits/{audit_id}", status_code=204)(state.delete_audit)
+    app.include_router(api)
     app.mount("/", StaticFiles(directory=ROOT / "serve" / "page", html=True))
     return app
 
@@ -288,7 +299,12 @@ def serving() -> Iterator[PageServer]:
     """Runs the stand-in in a thread of this process."""
     state = PageServer()
     config = uvicorn.Config(
-        application(state), port=0, log_level="error", ws="none", lifespan="off", access_log=False
+        with_policy(application(state)),
+        port=0,
+        log_level="error",
+        ws="none",
+        lifespan="off",
+        access_log=False,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
