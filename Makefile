@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.ready
 DATA   ?= phantom
 ROOT   ?=
 
-.PHONY: setup demo serve test experiments s3 check clean
+.PHONY: setup browser demo serve test experiments s3 check clean
 
 setup: $(STAMP)
 
@@ -20,6 +20,11 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $(STAMP)
+
+# For the page's tests: Debian's own Chromium, and the typeface that its pictures are looked at in.
+browser:
+	@command -v chromium >/dev/null \
+		|| { apt-get update -q && apt-get install -yq --no-install-recommends chromium fonts-inter; }
 
 demo: setup
 	$(BIN)/python -m jobs demo --data $(DATA) $(if $(ROOT),--root "$(ROOT)")
