@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from counterray.data.ingest import ingest
 from counterray.evaluation.opening import require_settings
 from counterray.models.pathology_ldm.encoding import EncodeConfig
 from counterray.storage import resolve
+from counterray.training.config import ResourcesConfig
 from counterray.training.progress import progress_board
-from counterray.training.ray_train import train
+from counterray.training.ray_train import DECODING_CPUS, most_cpus, train
 from jobs.auditing.job import audit
 from jobs.auditing.request import EXACT
 from jobs.encoding import encode
@@ -105,6 +106,8 @@ def run_steps(
 ) -> dict[str, str]:
     """Runs every step once what it needs is there; what is done already is not done again.
 
+    Steps run side by side as long as their workers leave a CPU that decodes images.
+
     Args:
         stages: Name of each training or encoding, which is its folder below ``place``, to the step.
         prepared: Name of each training to its settings, see `prepare`.
@@ -121,7 +124,7 @@ def run_steps(
     with progress_board() as board:
         while waiting or running:
             for name, stage in list(waiting.items()):
-                if len(running) < parallel and stage.needs <= set(done):
+                if stage.needs <= set(done) and _fits(name, list(running.values()), prepared, parallel):
                     out = f"{place}/{name}"
                     if isinstance(stage, EncodeRun):
                         reference = _encode.remote(
@@ -136,6 +139,15 @@ def run_steps(
             (finished, *_), _ = ray.wait(list(running), num_returns=1)
             done[running.pop(finished)] = result_of(finished)
     return done
+
+
+def _fits(name: str, running: Sequence[str], prepared: Mapping[str, dict[str, Any]], parallel: int) -> bool:
+    """Whether a step can run beside others; alone any can be tried, and says itself what it lacks."""
+    if not running:
+        return True
+    trainings = [step for step in (name, *running) if step in prepared]
+    reserved = sum(ResourcesConfig.model_validate(prepared[step]["resources"]).cpus for step in trainings)
+    return len(running) < parallel and reserved + DECODING_CPUS <= most_cpus()
 
 
 @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]

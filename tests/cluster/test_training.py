@@ -143,6 +143,13 @@ def test_a_second_training_into_the_same_folder_is_refused(data: str, tmp_path: 
         fit(tmp_path / "run", data)
 
 
+def test_workers_that_leave_no_cpu_to_decode_with_are_refused(data: str, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="may reserve 3") as raised:
+        fit(tmp_path / "run", data, resources={"workers": 4, "cpus_per_worker": 1.0})
+    assert str(raised.value).startswith("resources.workers = 4 of resources.cpus_per_worker = 1 leave no CPU")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_with_a_run_needs_resume_and_the_same_settings(data: str, tmp_path: Path) -> None:
     fit(tmp_path / "run", data, steps=2)
     with pytest.raises(RunError, match="Add --resume"):

@@ -110,3 +110,25 @@ def test_what_the_end_would_refuse_is_refused_before_the_data_are_read(
     with pytest.raises(ConfigError, match=message):
         runs.run_pipeline(path, read_pipeline(path, [override]), root=None, out=str(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_trainings_run_side_by_side_while_they_leave_a_cpu_that_decodes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prepared = {
+        name: {"resources": {"workers": workers, "cpus_per_worker": cpus}}
+        for name, workers, cpus in (("small", 1, 0.5), ("other", 1, 0.5), ("wide", 2, 0.5), ("whole", 1, 1.0))
+    }
+
+    def fits(name: str, *running: str, cpus: float = 2.0, parallel: int = 4) -> bool:
+        monkeypatch.setattr(runs, "most_cpus", lambda: cpus)
+        return runs._fits(name, running, prepared, parallel)
+
+    assert fits("other", "small")
+    assert fits("latents", "wide")  # an encoding's tasks end by themselves
+    assert not fits("small", "wide")
+    assert not fits("wide", "small")
+    assert not fits("other", "whole")
+    assert fits("wide", "small", cpus=2.5)
+    assert not fits("other", "small", parallel=1)
+    assert fits("wide", cpus=1.0)  # and is refused with the reason, when it trains

@@ -70,13 +70,18 @@ class ResourcesConfig(Config):
     accelerator_type: str | None = None
     """Ray's name of the GPU to ask for, such as ``A100``."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
-    """CPUs that Ray reserves for a worker; what is left over decodes images."""
+    """CPUs that Ray reserves for a worker; what is left over, one at least, decodes images."""
     threads: int = Field(default=1, ge=1)
     """Threads of torch's CPU operators in a worker."""
     data_cpus: float | None = Field(default=None, gt=0)
     """CPUs that may decode a worker's images at a time; all that are free by default."""
     max_failures: int = Field(default=2, ge=0)
     """Times that lost workers are replaced; each costs at most the steps since the last checkpoint."""
+
+    @property
+    def cpus(self) -> float:
+        """CPUs that Ray reserves for all workers."""
+        return self.workers * self.cpus_per_worker
 
 
 class CheckpointConfig(Config):

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+from ray._private.state import state
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from counterray.bundle import Bundle, code_version, open_bundle, write_bundle
 from counterray.data.dataset import Dataset, open_dataset
 from counterray.storage import Location, resolve
 from counterray.training import checkpoint
-from counterray.training.config import TrainingConfig
+from counterray.training.config import ResourcesConfig, TrainingConfig
 from counterray.training.progress import progress_board
 from counterray.training.run_folder import RunError, RunLock, begin
 from counterray.training.stage import Stage
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 COLLECTIVE_TIMEOUT_SECONDS = 1800
 """How long ranks wait for each other; rank 0 validates alone meanwhile."""
 
+DECODING_CPUS = 1.0
+"""CPUs that trainings must leave to Ray Data, whose tasks decode images; without, they wait for ever."""
 
 OUR_ERRORS = ("StorageError", "MissingError", "BundleError", "ConfigError")
 """Errors whose message says what a user can do, also when they happened in a data worker."""
@@ -73,6 +76,7 @@ def train(
     parents = {role: open_bundle(uri) for role, uri in config.inputs.items()}
     _require_inputs(stage, parents)
     _require_tensors(stage, dataset)
+    _require_room(config.resources)
     with RunLock(place):
         begin(place, _description(config, dataset, parents), resume=resume)
         if (place / "bundle" / "manifest.json").exists():
@@ -82,6 +86,22 @@ def train(
         with nullcontext(board) if board is not None else progress_board() as shown:
             result = _fit(Job(stage, config, dataset.location.uri, place.uri, shown), place)
         return _export(stage, config, method, dataset, place, parents, result)
+
+
+def most_cpus() -> float:
+    """CPUs of the cluster, with those that its autoscaler may add."""
+    scaled = state.get_max_resources_from_cluster_config() or {}
+    return float(max(scaled.get("CPU", 0), ray.cluster_resources().get("CPU", 0)))
+
+
+def _require_room(resources: ResourcesConfig) -> None:
+    there = most_cpus()
+    if resources.cpus + DECODING_CPUS > there:
+        raise RunError(
+            f"resources.workers = {resources.workers} of resources.cpus_per_worker = "
+            f"{resources.cpus_per_worker:g} leave no CPU to decode images with: Ray has {there:g} CPUs, of "
+            f"which workers may reserve {there - DECODING_CPUS:g}. Lower one of them."
+        )
 
 
 def _fit(job: Job, place: Location) -> ray.train.Result:
