@@ -209,7 +209,9 @@ class AuditRequest(Message):
     """Model that makes the counterfactuals, or ``exact`` on phantom data."""
     data: str
     """Dataset of an ingest, under the configured audit roots."""
-    attributes: tuple[str, ...] = Field(min_length=1, max_length=16)
+    attributes: tuple[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")], ...] = Field(
+        min_length=1, max_length=16
+    )
     """Attributes to intervene on."""
     studies: int | None = Field(default=None, ge=10)
     """Studies at most; all of the split by default."""
