@@ -40,9 +40,11 @@ def connect(address: str | None) -> None:
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that they are off
+    # That of every execution it ended; Ray sets the level of ray.data itself anew with each of them.
+    logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
     if ray.is_initialized():
         return
-    if address is not None or "RAY_ADDRESS" in os.environ:
+    if address is not None or os.environ.get("RAY_ADDRESS"):
         try:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
