@@ -110,8 +110,8 @@ def create_app(services: Services) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
-    if PAGE.is_dir():
-        app.mount("/", StaticFiles(directory=PAGE, html=True))
+    # Asked for all that is no route; a mount would also take the routes' wrong methods.
+    app.router.default = StaticFiles(directory=PAGE, html=True)
     app.add_middleware(Guard, settings=settings, keyring=services.keyring, limiter=limiter, metrics=metrics)
     return app
 
@@ -156,7 +156,7 @@ class _Routes:
         )
         self.metrics.stage(asked.model, "decode", time.perf_counter() - started)
         observed = None if asked.observed == "infer" else asked.observed
-        work = Work(edit=_edit(asked), image=image, observed=observed, **_sampling(asked))
+        work = Work(edit=_edit(asked), image=image, observed=observed, **_wanted(asked))
         return await self._answered(request, asked.model, work, keep=True)
 
     async def again(self, noise_id: Id, request: Request) -> Response:
@@ -165,7 +165,7 @@ class _Routes:
         found = await self.services.backend.find(noise_id, owner=_owner(request))
         if found is None or found.model not in self.services.cards:
             raise ProblemError("unknown-noise", f"noise_id = {noise_id}.")
-        work = Work(edit=_edit(asked), kept=found.kept, **_sampling(asked))
+        work = Work(edit=_edit(asked), kept=found.kept, **_wanted(asked))
         return await self._answered(request, found.model, work, noise_id=noise_id)
 
     async def images(self, request: Request) -> Response:
@@ -175,7 +175,7 @@ class _Routes:
         anatomy = self.services.samples.anatomy(asked.seeds[0])
         image = to_model_size(anatomy.astype(np.float32) / np.float32(255), card.image_size)
         edit = Edit(prompt=asked.prompt, severity=asked.severity, anatomy_only=True)
-        work = Work(edit=edit, image=image, observed={}, **_sampling(asked))
+        work = Work(edit=edit, image=image, observed={}, **_wanted(asked))
         return await self._answered(request, asked.model, work)
 
     async def models(self) -> ModelList:
@@ -300,8 +300,8 @@ def _edit(asked: Intervention) -> Edit:
     return Edit(do=asked.do, prompt=asked.prompt, severity=asked.severity)
 
 
-def _sampling(asked: Intervention) -> dict[str, Any]:
-    return {"seeds": asked.seeds, "steps": asked.steps, "guidance": asked.guidance}
+def _wanted(asked: Intervention) -> dict[str, Any]:
+    return asked.model_dump(include={"seeds", "steps", "guidance", "dicom"})
 
 
 def _owner(request: Request) -> str:
@@ -317,8 +317,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kinds = {404: "not-found", 405: "method-not-allowed", 400: "unreadable-body"}
     kind = kinds.get(error.status_code, "internal")
-    if isinstance(request.scope.get("endpoint"), StaticFiles):
-        kind = "not-found"  # The page's folder is asked for all that is no route.
+    if "endpoint" not in request.scope:  # no route: the page's folder has no such file
+        kind = "not-found"
     raise ProblemError(kind, f"{request.method}: {error.detail}.")
 
 

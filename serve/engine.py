@@ -21,7 +21,7 @@ from counterray.evaluation.opening import open_generator
 from counterray.models.generator import Abduction, EditError, Generator, generation_device
 from serve.jury import Jury, Scores
 from serve.observed import check_observed, patients_of
-from serve.pictures import effect_map, given_picture, made_picture
+from serve.pictures import effect_map, given_picture, made_dicom, made_picture
 from serve.problems import ProblemError, problem_of
 from serve.schemas import MadeImage, Provenance, Score
 from serve.settings import ModelSettings
@@ -274,6 +274,9 @@ class _Batch:
             MadeImage(
                 seed=seed,
                 image=made_picture(grey, provenance, seed=seed),
+                dicom=made_dicom(grey, provenance, work.edit, seed=seed, of=kept.image)
+                if work.dicom
+                else None,
                 effect=made_picture(effect_map(kept.image, grey), provenance, seed=seed),
                 scores=tuple(
                     Score(judge=judge, name=name, before=value, after=scores[judge, name])

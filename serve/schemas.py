@@ -48,6 +48,8 @@ class Intervention(Message):
     """Steps of the sampler, where the model samples; the bundle's own by default."""
     guidance: float | None = Field(default=None, ge=1, le=20)
     """Scale of classifier-free guidance, where the model samples; the bundle's own by default."""
+    dicom: bool = False
+    """Whether each image also comes as a DICOM file."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Intervention:
@@ -104,6 +106,9 @@ class MadeImage(Message):
     """Seed of its noise."""
     image: str
     """PNG in base64, 8 bits, marked as synthetic in its text chunks."""
+    dicom: str | None = None
+    """The same as DICOM Secondary Capture in base64, marked as synthetic in its attributes, if asked for. It
+    is named by hashes of the request, holds no patient, no date and no size of a pixel."""
     effect: str
     """Direct-effect map: PNG in base64, 8 bits; 128 where nothing changed, brighter where the counterfactual
     is, by half the difference of grey values."""

@@ -51,6 +51,7 @@ class Work:
         image: ``[S, S]`` at the model's size; ``None`` where the image is ``kept`` already.
         observed: What is known of ``image``; ``None`` where the judges are to read it.
         kept: What was abducted before.
+        dicom: Whether each image is also wanted as a DICOM file.
     """
 
     edit: Edit
@@ -60,6 +61,7 @@ class Work:
     image: NDArray[np.uint8] | None = None
     observed: Mapping[str, float | str] | None = None
     kept: Kept | None = None
+    dicom: bool = False
 
     def __post_init__(self) -> None:
         if (self.image is None) == (self.kept is None):

@@ -5,6 +5,7 @@ import io
 import json
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
@@ -245,3 +246,21 @@ def test_a_request_keeps_the_name_that_the_proxy_gave_it_and_no_other(client):
     assert named.json()["instance"] == name
     assert "x-request-id" not in named.headers  # The proxy puts it on the answer.
     assert "Jane" not in client.get("/nothing", headers={"X-Request-Id": "Jane Doe"}).text
+
+
+def test_an_image_also_comes_as_a_dicom_file_that_names_nobody(client):
+    asked = {**ASK, "dicom": True, "seeds": [3, 4]}
+    one = client.post("/v1/counterfactuals", **form_of(PICTURE, **asked)).json()
+    again = client.post("/v1/counterfactuals", **form_of(PICTURE, **asked)).json()
+    assert one["images"] == again["images"]
+    files = [pydicom.dcmread(io.BytesIO(base64.b64decode(made["dicom"]))) for made in one["images"]]
+    for file, made in zip(files, one["images"], strict=True):
+        assert file.SyntheticData == "YES"
+        assert file.PatientName == "SYNTHETIC"
+        assert "cardiomegaly" in file.DerivationDescription
+        assert one["provenance"]["checksum"] in file.DerivationDescription
+        assert np.array_equal(file.pixel_array, pixels(made["image"]))
+    assert files[0].SOPInstanceUID != files[1].SOPInstanceUID
+    assert files[0].StudyInstanceUID == files[1].StudyInstanceUID
+    plain = client.post("/v1/counterfactuals", **form_of(PICTURE, **ASK)).json()
+    assert plain["images"][0]["dicom"] is None
