@@ -3,12 +3,7 @@
 import { text } from "./api.js";
 import { make } from "./dom.js";
 
-/**
- * The report of one audit at a time.
- *
- * The frame's document inherits the page's Content-Security-Policy, which refuses styles that stand in markup. So
- * the report's styles are taken out of its text and applied through the CSSOM, which the policy allows.
- */
+/** The report of one audit at a time. Its frame inherits the page's Content-Security-Policy. */
 export class ReportView {
   #address = null;
   #link = null;
@@ -32,7 +27,7 @@ export class ReportView {
    * @param {(error: Error, retry: () => void) => void} onProblem
    */
   frame(id, onProblem) {
-    // Same origin, so that its styles can be set from here; without allow-scripts nothing in it can run.
+    // Same origin, so that its links can be followed from here; without allow-scripts nothing in it can run.
     const frame = make("iframe", { class: "report", title: "The audit's report", sandbox: "allow-same-origin" });
     this.#fill(frame, id, this.#link, onProblem);
     return frame;
@@ -49,37 +44,19 @@ export class ReportView {
     if (link !== this.#link) return; // another audit is shown by now
     this.#address = URL.createObjectURL(new Blob([html], { type: "text/html" }));
     Object.assign(link, { href: this.#address, download: `audit_${id.slice(0, 8)}.html`, hidden: false });
-    const { markup, sheets, styles } = withoutStyles(html);
-    frame.addEventListener("load", () => applyStyles(frame, sheets, styles), { once: true });
-    frame.srcdoc = markup;
+    frame.addEventListener("load", () => scrollByLinks(frame.contentDocument), { once: true });
+    frame.srcdoc = withoutScripts(html);
   }
 }
 
-/** A report's markup without styles, its style sheets, and the inline styles by place. */
-function withoutStyles(html) {
+function withoutScripts(html) {
   const report = new DOMParser().parseFromString(html, "text/html");
-  const sheets = [...report.querySelectorAll("style")].map((style) => style.textContent);
-  for (const element of report.querySelectorAll("style, script, base, meta[http-equiv]")) element.remove();
-  const styles = [...report.querySelectorAll("[style]")].map((element, place) => {
-    const style = element.getAttribute("style");
-    element.removeAttribute("style");
-    element.dataset.style = String(place);
-    return style;
-  });
-  return { markup: `<!doctype html>${report.documentElement.outerHTML}`, sheets, styles };
+  for (const element of report.querySelectorAll("script, base, meta[http-equiv]")) element.remove();
+  return `<!doctype html>${report.documentElement.outerHTML}`;
 }
 
-function applyStyles(frame, sheets, styles) {
-  const { contentDocument: report, contentWindow: view } = frame;
-  report.adoptedStyleSheets = sheets.map((css) => {
-    const sheet = new view.CSSStyleSheet();
-    sheet.replaceSync(css);
-    return sheet;
-  });
-  for (const element of report.querySelectorAll("[data-style]")) {
-    element.style.cssText = styles[Number(element.dataset.style)];
-  }
-  // Links within a report that is written into a frame would load this page: they scroll instead.
+/** Links within a report that is written into a frame would load this page: they scroll instead. */
+function scrollByLinks(report) {
   for (const link of report.querySelectorAll('a[href^="#"]')) {
     link.addEventListener("click", (event) => {
       event.preventDefault();

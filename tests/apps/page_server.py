@@ -24,6 +24,7 @@ from fastapi.staticfiles import StaticFiles
 
 from counterray.data.phantom.scm import FINDING_NAMES, VOCABULARY
 from counterray.data.pixels import Rejected
+from serve.guard import HEADERS
 from serve.schemas import (
     Audit,
     AuditList,
@@ -42,7 +43,7 @@ from tests.apps.phantom_answers import AGES, SIZE, Abducted, Phantoms, png
 from tests.conftest import ROOT
 
 KEY = "test-key-5d1f"
-POLICY = "default-src 'self'; img-src 'self' data: blob:"
+POLICY = HEADERS["Content-Security-Policy"]
 CHECKSUM = "9b1c4fd2e07a" + 52 * "0"
 
 FINDINGS = tuple(

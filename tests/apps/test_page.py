@@ -169,7 +169,7 @@ def test_a_moved_control_asks_by_the_noise_and_once(visit):
     severity = page.get_by_label("Severity")
     for _ in range(3):
         severity.press("ArrowRight")
-    expect(page.locator('tr[data-score="pleural_effusion"] .after')).to_have_text("0.99")
+    expect(page.locator('tr[data-score="pleural_effusion"] td.after')).to_have_text("0.99")
     page.wait_for_timeout(600)
     assert len(visit.server.asked) == 2
     path, asked = visit.server.asked[1]
