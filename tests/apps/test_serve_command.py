@@ -68,6 +68,9 @@ def serving(config, environment):
         assert "Traceback" not in "".join(said)
     finally:
         process.kill()
+        process.wait(60)
+        reader.join(10)
+        process.stdout.close()
 
 
 def test_models_go_on_while_storage_is_away_and_others_come_with_it(local, tmp_path, monkeypatch):
