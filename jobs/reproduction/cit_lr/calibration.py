@@ -40,8 +40,7 @@ def measure_calibration(run: CalibrationRun) -> dict[str, Any]:
     On the phantom each is a classifier, a generator and an audit of patients drawn anew from one pool.
 
     Returns:
-        ``rejected``: share of p-values of dependence up to 0.05; ``rejected_randomised``: the same with ties
-        broken at random, which is what can be 0.05 where nothing moves; ``invariant``: share of replicates
+        ``rejected``: share of p-values of dependence up to 0.05; ``invariant``: share of replicates
         found equivalent within the margins; ``depends``: share of verdicts "depends"; ``replicates``.
     """
     settings = run.experiment.calibration
@@ -55,7 +54,6 @@ def measure_calibration(run: CalibrationRun) -> dict[str, Any]:
         "setting": run.setting,
         "replicates": len(findings),
         "rejected": _rejected([found.p_value for found in findings]),
-        "rejected_randomised": _rejected([found.p_randomised for found in findings]),
         "rejected_delta": _rejected([found.p_delta for found in findings]),
         "invariant": _share([found.verdict == "invariant" for found in findings]),
         "depends": _share([found.verdict == "depends" for found in findings]),

@@ -95,11 +95,7 @@ def measure_pool(run: PoolRun) -> dict[str, Any]:
 
 def in_margins(truth: PairTruth, margins: MarginConfig) -> float:
     """The largest of a pair's true effects, each as a multiple of its margin; invariant is below 1."""
-    return max(
-        abs(truth.mean) / margins.mean_effect,
-        truth.absolute / margins.absolute_effect,
-        truth.flip_rate / margins.flip_rate,
-    )
+    return float(margins.size(mean=truth.mean, absolute=truth.absolute, flip_rate=truth.flip_rate))
 
 
 def _timed(seconds: dict[str, float], part: str, work: Callable[[], Result]) -> Result:

@@ -47,13 +47,14 @@ def counterfactual_effect(
     Reference: ours; δ as in Ma et al., 2025, https://arxiv.org/abs/2504.19621, Theorem 4.2.
     """
     patients = scores.checked(minimum_patients=config.minimum_patients)
-    check_placebo(scores.placebo.shape[-1], scores.placebo_unit, config)
     refused = scores.problems()
     if len(refused) == len(scores.targets):
         raise AuditError("No target can be audited. " + " ".join(refused.values()))
     kept = [row for row in range(len(scores.targets)) if row not in refused]
     usable = scores.select(kept)
     effects = Effects.of(usable)
+    family = len(kept) * len(effects.pairs)
+    check_placebo(scores.placebo.shape[-1], scores.placebo_unit, config, family=family)
     numbers = summaries(effects, usable, patients, resamples=config.resamples, seed=config.seed)
     return _assembled(
         usable,
@@ -62,7 +63,7 @@ def counterfactual_effect(
         effects=effects,
         numbers=numbers,
         dependence=Dependence.of(effects, patients, config, placebo_unit=usable.placebo_unit),
-        tolerance=Tolerance.of(effects, patients, config, placebo_unit=usable.placebo_unit),
+        tolerance=Tolerance.of(effects, patients, config),
         accuracy=_accuracy(usable, patients),
         refused={scores.targets[row].name: reason for row, reason in refused.items()},
     )
@@ -86,6 +87,11 @@ def _assembled(
     refused: Mapping[str, str],
 ) -> EffectAudit:
     closed = [gate for gate in opened if gate.state == "closed"]
+    size = config.margins.size(
+        mean=numbers["mean"].value,
+        absolute=numbers["excess"].value,
+        flip_rate=numbers["excess_flip"].value,
+    )
     findings = [
         PairFinding(
             target=target,
@@ -95,6 +101,7 @@ def _assembled(
                 closed=closed,
                 equivalence_p=float(tolerance.p_value[t, q]),
                 corrected_p=float(dependence.corrected[t, q]),
+                size=float(size[t, q]),
                 alpha=config.alpha,
             ),
             numbers={
@@ -104,7 +111,6 @@ def _assembled(
             p_value=float(dependence.decisive[t, q]),
             p_corrected=float(dependence.corrected[t, q]),
             p_permutation=float(dependence.permutation[t, q]),
-            p_randomised=float(dependence.randomised[t, q]),
             p_bootstrap=float(dependence.bootstrap[t, q]),
             p_delta=float(dependence.delta[t, q]),
             p_equivalence={

@@ -17,20 +17,28 @@ from counterray.audits.settings import AuditConfig
 from counterray.evaluation.intervals import Floats
 
 
-def check_placebo(repeats: int, unit: PlaceboUnit, config: AuditConfig) -> None:
+def check_placebo(repeats: int, unit: PlaceboUnit, config: AuditConfig, *, family: int = 1) -> None:
     """Checks that null generators are enough for the level, and the chosen test valid with them.
+
+    Args:
+        repeats: R.
+        unit: What the null interventions are.
+        config: Level, test and correction.
+        family: Tests that are corrected together.
 
     Raises:
         AuditError: If they are not.
     """
     if unit == "individual":
         return
-    needed = math.ceil(1 / config.alpha) - 1
+    tests = 1 if config.correction == "none" else family
+    needed = math.ceil(tests / config.alpha) - 1
     if repeats < needed:
         raise AuditError(
             f"placebo_unit = 'generator' with {repeats} null generators: the smallest p-value is "
-            f"1 / {repeats + 1}, above alpha = {config.alpha:g}. Train {needed} or more, or audit with null "
-            "interventions of the generator itself (placebo_unit = 'individual')."
+            f"1 / {repeats + 1}, which corrected over {tests} tests is above alpha = {config.alpha:g}. Train "
+            f"{needed} or more, audit fewer targets at a time, or take null interventions of the generator "
+            "itself (placebo_unit = 'individual')."
         )
     if config.test != "permutation":
         raise AuditError(
@@ -45,7 +53,6 @@ class Dependence:
 
     Attributes:
         permutation: Of roles permuted within patients, or of whole generators; see `role_permutation`.
-        randomised: The same with ties broken at random, see `PermutationTest`.
         bootstrap: Share of patient resamples whose excess of ``|τ|`` is not positive; 1 where nothing moves.
         delta: One-sided t-test of ``E τ² > E τ_placebo²``; δ cannot be negative, so one side is enough.
             This and the bootstrap take individuals as independent and are NaN for null generators.
@@ -54,7 +61,6 @@ class Dependence:
     """
 
     permutation: Floats
-    randomised: Floats
     bootstrap: Floats
     delta: Floats
     decisive: Floats
@@ -86,9 +92,9 @@ class Dependence:
         changes = effects.changes() if changes is None else changes
         bootstrap, delta = np.full(shape, math.nan), np.full(shape, math.nan)
         if placebo_unit == "generator":
-            test = column_permutation(changes, seed=config.seed)
+            permutation = column_permutation(changes)
         else:
-            test = role_permutation(changes, patients, permutations=draws, seed=config.seed)
+            permutation = role_permutation(changes, patients, permutations=draws, seed=config.seed)
             resamples = draws if config.test == "bootstrap" else config.resamples
             for pair, rows in enumerate(effects.concerned):
                 codes = np.unique(patients[rows], return_inverse=True)[1]
@@ -96,10 +102,9 @@ class Dependence:
                 delta[:, pair] = square.p_greater(0.0)
                 excess = effects.excess[:, pair, rows]
                 bootstrap[:, pair] = _bootstrap_p(excess, codes, resamples=resamples, seed=config.seed)
-        chosen = {"permutation": test.p_value, "bootstrap": bootstrap, "delta": delta}[config.test]
+        chosen = {"permutation": permutation, "bootstrap": bootstrap, "delta": delta}[config.test]
         return cls(
-            permutation=test.p_value,
-            randomised=test.p_randomised,
+            permutation=permutation,
             bootstrap=bootstrap,
             delta=delta,
             decisive=chosen,

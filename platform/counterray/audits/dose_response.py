@@ -115,7 +115,12 @@ def dose_response(scores: DoseScores, config: AuditConfig, *, readings: Sequence
     dependence = Dependence.of(
         effects, patients, config, placebo_unit=scores.placebo_unit, changes=_farthest(scores)
     )
-    tolerance = Tolerance.of(effects, patients, config, placebo_unit=scores.placebo_unit)
+    tolerance = Tolerance.of(effects, patients, config)
+    size = config.margins.size(
+        mean=effects.effect.mean(axis=-1),
+        absolute=effects.excess.mean(axis=-1),
+        flip_rate=effects.excess_flip.mean(axis=-1),
+    )
     opened = gates(readings, config.gates)
     closed = [gate for gate in opened if gate.state == "closed"]
     curve = _curve(scores, patients, config)
@@ -128,6 +133,7 @@ def dose_response(scores: DoseScores, config: AuditConfig, *, readings: Sequence
                 closed=closed,
                 equivalence_p=float(tolerance.p_value[t, 0]),
                 corrected_p=float(dependence.corrected[t, 0]),
+                size=float(size[t, 0]),
                 alpha=config.alpha,
             ),
             curve=[Estimate(*map(float, point)) for point in curve[:, t].T],

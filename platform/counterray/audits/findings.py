@@ -39,11 +39,11 @@ class PairFinding:
         p_value: Of dependence, by the test that the settings choose, uncorrected.
         p_corrected: The same over the family.
         p_permutation: By permutation of roles within patients, or of generators.
-        p_randomised: The same with ties broken at random; for calibration alone.
         p_bootstrap: By resampling patients.
         p_delta: By the one-sided t-test of the mean square; like the bootstrap's NaN for null generators.
         p_equivalence: ``mean_effect``, ``absolute_effect`` and ``flip_rate``; small means within the margin.
-        detectable_effect: Smallest excess of ``|τ|`` found with the chosen power [probability].
+        detectable_effect: Smallest excess of ``|τ|`` that is significant, after correction, with the chosen
+            power [probability].
         patients_to_detect: Patients to find an excess as large as the margin.
         patients_for_equivalence: Patients to show equivalence, were there no effect.
     """
@@ -56,7 +56,6 @@ class PairFinding:
     p_value: float
     p_corrected: float
     p_permutation: float
-    p_randomised: float
     p_bootstrap: float
     p_delta: float
     p_equivalence: Mapping[str, float]
@@ -144,19 +143,47 @@ class EffectAudit:
                 return (
                     f"Invariant within the margins: {seen}; mean effect {margin.mean_effect:g}, |effect| "
                     f"{margin.absolute_effect:g} and flips {margin.flip_rate:.1%} are excluded (p = "
-                    f"{_number(worst)})."
+                    f"{_number(worst)}).{self._errors(finding)}"
                 )
             case "depends":
                 return (
-                    f"Depends on {self.attribute}: {seen}, more than null interventions do "
-                    f"(p = {_number(finding.p_corrected)} after correction)."
+                    f"Depends on {self.attribute}: {seen}, beyond the margins and more than null "
+                    f"interventions do (p = {_number(finding.p_corrected)} after correction)."
+                    f"{self._errors(finding)}"
                 )
             case "inconclusive":
-                return (
-                    f"Inconclusive: {seen}. An effect of {_number(finding.detectable_effect)} could have "
-                    f"been found with {self.patients} patients; showing invariance takes about "
-                    f"{finding.patients_for_equivalence:.0f}."
-                )
+                return f"Inconclusive: {seen}. {self._unsettled(finding)}"
+
+    def _errors(self, finding: PairFinding) -> str:
+        """A warning of errors that hit more of the ill, or of the healthy, than the margin lets of all."""
+        named = {
+            "missed_at_first": f"of those with the finding are missed only as {finding.first}",
+            "missed_at_second": f"of those with the finding are missed only as {finding.second}",
+            "alarm_at_first": f"of those without it are called only as {finding.first}",
+            "alarm_at_second": f"of those without it are called only as {finding.second}",
+        }
+        found = [
+            f"{rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%}) {words}"
+            for name, words in named.items()
+            if (rate := finding.numbers[name]).value > self.config.margins.flip_rate
+        ]
+        return f" But {' and '.join(found)}." if found else ""
+
+    def _unsettled(self, finding: PairFinding) -> str:
+        """Why nothing could be shown, and what would."""
+        noise, needed = finding.numbers["placebo"].value, finding.patients_for_equivalence
+        more = f"Showing invariance takes about {needed:.0f} patients; there are {self.patients}."
+        if math.isinf(needed):
+            more = (
+                f"Null interventions alone move it by {_number(noise)}: with this generator no number of "
+                "patients shows invariance within the margins."
+            )
+        if finding.p_corrected <= self.config.alpha:
+            return (
+                f"It moves (p = {_number(finding.p_corrected)} after correction), by less than the margins "
+                f"as far as can be estimated, which is not proven. {more}"
+            )
+        return f"An effect of {_number(finding.detectable_effect)} would have been significant. {more}"
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""

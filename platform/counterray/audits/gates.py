@@ -128,7 +128,9 @@ _KINDS: dict[GateName, _Kind] = {
 
 
 def gates(readings: Sequence[Reading], config: GateConfig) -> list[Gate]:
-    """Every gate, in a fixed order; one that was not measured is closed unless the settings waive it.
+    """Every gate, in a fixed order; open where the worse end of its interval is within the limit.
+
+    One that was not measured is closed unless the settings waive it.
 
     Raises:
         AuditError: If a gate was measured twice, or a waived name is no gate.
@@ -146,19 +148,15 @@ def gates(readings: Sequence[Reading], config: GateConfig) -> list[Gate]:
 
 def _gate(name: GateName, kind: _Kind, reading: Reading | None, config: GateConfig) -> Gate:
     limit = float(getattr(config, name))
-    value = math.nan if reading is None else reading.value
     state: Literal["open", "closed", "waived"] = "open"
     reason = remedy = ""
-    passes = value >= limit if kind.better == "higher" else value <= limit
+    fault = _fault(name, kind, reading, limit)
     if name in config.waived:
         state, reason = "waived", config.waived[name]
-    elif reading is None or math.isnan(value):
-        state, reason = "closed", "it was not measured"
-        remedy = f"measure it, or give a reason in gates.waived.{name}"
-    elif not passes:
-        sign = "below" if kind.better == "higher" else "above"
-        state, remedy = "closed", kind.remedy
-        reason = f"{value:.3g} is {sign} gates.{name} = {limit:g}: {kind.closed}"
+        if reading is not None and fault:
+            reason += f" (waived although {fault[0]})"
+    elif fault:
+        state, (reason, remedy) = "closed", fault
     return Gate(
         name=name,
         reading=reading,
@@ -168,6 +166,21 @@ def _gate(name: GateName, kind: _Kind, reading: Reading | None, config: GateConf
         reason=reason,
         remedy=remedy,
     )
+
+
+def _fault(name: GateName, kind: _Kind, reading: Reading | None, limit: float) -> tuple[str, str] | None:
+    """Why a gate is closed and what opens it; ``None`` where the interval's worse end passes."""
+    if reading is None or math.isnan(reading.value):
+        return "it was not measured", f"measure it, or give a reason in gates.waived.{name}"
+    higher = kind.better == "higher"
+    sign = "below" if higher else "above"
+    bound = reading.low if higher else reading.high
+    if (reading.value < limit) if higher else (reading.value > limit):
+        return f"{reading.value:.3g} is {sign} gates.{name} = {limit:g}: {kind.closed}", kind.remedy
+    if (bound < limit) if higher else (bound > limit):
+        reason = f"{reading.value:.3g} may be {bound:.3g}, {sign} gates.{name} = {limit:g}"
+        return f"{reason}: too few images to say", f"audit more than {reading.images} images"
+    return None
 
 
 def _finite(value: float) -> float | None:

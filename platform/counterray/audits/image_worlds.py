@@ -60,12 +60,8 @@ class PairTruth:
 
     def verdict(self, margins: MarginConfig) -> Verdict:
         """What a perfect audit would say: ``invariant`` within all margins, ``depends`` beyond one."""
-        within = (
-            abs(self.mean) < margins.mean_effect
-            and self.absolute < margins.absolute_effect
-            and self.flip_rate < margins.flip_rate
-        )
-        return "invariant" if within else "depends"
+        size = margins.size(mean=self.mean, absolute=self.absolute, flip_rate=self.flip_rate)
+        return "invariant" if size < 1 else "depends"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,15 @@ def corrected(p_values: Floats, correction: Correction) -> Floats:
     return holm(values) if correction == "holm" else benjamini_yekutieli(values)
 
 
+def strictest_level(alpha: float, tests: int, correction: Correction) -> float:
+    """The level that the smallest p-value of a family has to reach: what each test can count on."""
+    if correction == "holm":
+        return alpha / tests
+    if correction == "benjamini_yekutieli":
+        return float(alpha / (tests * (1 / np.arange(1, tests + 1)).sum()))
+    return alpha
+
+
 def holm(p_values: Floats) -> Floats:
     """Controls the probability of any false rejection, whatever the dependence.
 

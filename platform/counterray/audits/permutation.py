@@ -6,8 +6,6 @@ B = permutations.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from counterray.audits.clustered import patient_sums
@@ -21,24 +19,8 @@ _AT_ONCE = 2048
 """Permutations held in memory at a time."""
 
 
-@dataclass(frozen=True)
-class PermutationTest:
-    """p-values of a permutation test.
-
-    Attributes:
-        p_value: ``(1 + #{T_b >= T}) / (B + 1)``: never below the nominal rate of errors, and 1 where nothing
-            moves at all.
-        p_randomised: ``(#{T_b > T} + U (1 + #{T_b = T})) / (B + 1)`` with U uniform: uniform under the null
-            also where ties are the rule, such as effects that are all exactly zero. For calibration alone; no
-            verdict looks at it.
-    """
-
-    p_value: Floats
-    p_randomised: Floats
-
-
-def role_permutation(changes: Floats, patients: Codes, *, permutations: int, seed: int) -> PermutationTest:
-    """Tests whether the real intervention moves scores otherwise than null interventions do.
+def role_permutation(changes: Floats, patients: Codes, *, permutations: int, seed: int) -> Floats:
+    """p-values ``[...]`` of whether the real intervention moves scores otherwise than null interventions do.
 
     Under the null a patient's real intervention is one more null intervention, so any of the ``R + 1``
     candidates could have been the real one; each permutation draws, for every patient, which candidate plays
@@ -47,7 +29,8 @@ def role_permutation(changes: Floats, patients: Codes, *, permutations: int, see
     permutation: of ``|changes|``, large where scores move more, in whatever direction; and of ``changes``,
     whose absolute value is large where they move together. The statistic is the larger of the two, so that
     neither effects that cancel nor small common ones under a noisy generator are missed. For R = 1 permuting
-    roles is flipping signs within patients.
+    roles is flipping signs within patients. ``p = (1 + #{T_b >= T}) / (B + 1)`` is never below the nominal
+    rate of errors, and 1 where nothing moves at all.
 
     Args:
         changes: ``[..., N, R + 1]`` changes of the score away from the own level, the real one's first,
@@ -57,25 +40,24 @@ def role_permutation(changes: Floats, patients: Codes, *, permutations: int, see
         seed: Of the draws.
 
     Reference: Phipson and Smyth, 2010, https://doi.org/10.2202/1544-6115.1585 (the 1 + in p); Hemerik and
-        Goeman, 2018, https://doi.org/10.1007/s11749-017-0571-1 (random permutations, randomised p).
+        Goeman, 2018, https://doi.org/10.1007/s11749-017-0571-1 (random permutations).
     """
     shape, roles = changes.shape[:-2], changes.shape[-1]
     by_role = np.moveaxis(changes, -1, 0).reshape(roles, -1, changes.shape[-2])
     size, together = (_contrasts(part, patients) for part in (np.abs(by_role), by_role))
     observed = _larger(size[0].sum(axis=-1), together[0].sum(axis=-1))
     random = np.random.default_rng(seed)
-    above, equal = np.zeros(observed.shape), np.zeros(observed.shape)
+    reached = np.zeros(observed.shape)
     for start in range(0, permutations, _AT_ONCE):
         count = min(_AT_ONCE, permutations - start)
         drawn = random.integers(0, roles, size=(count, size.shape[-1]))
         masks = [(drawn == role).astype(np.float64) for role in range(roles)]
         permuted = _larger(*(sum(m @ part[k].T for k, m in enumerate(masks)) for part in (size, together)))
-        above += (permuted > observed + _TIE).sum(axis=0)
-        equal += (np.abs(permuted - observed) <= _TIE).sum(axis=0)
-    return _test(above, equal, permutations, random.random(), shape)
+        reached += (permuted >= observed - _TIE).sum(axis=0)
+    return np.asarray((1 + reached) / (permutations + 1)).reshape(shape)
 
 
-def column_permutation(changes: Floats, *, seed: int) -> PermutationTest:
+def column_permutation(changes: Floats) -> Floats:
     """As `role_permutation` where whole generators are exchangeable, and not single individuals.
 
     Every null generator makes errors that its individuals share, so roles change for all individuals at
@@ -85,14 +67,12 @@ def column_permutation(changes: Floats, *, seed: int) -> PermutationTest:
 
     Args:
         changes: ``[..., N, R + 1]``, the real generator's first.
-        seed: Of the randomised p-value.
     """
     shape = changes.shape[:-2]
     flat = changes.reshape(-1, *changes.shape[-2:])
     statistic = _standardised(np.abs(flat).sum(axis=1).T)  # [R + 1, C]
-    above = (statistic[1:] > statistic[0] + _TIE).sum(axis=0).astype(np.float64)
-    equal = (np.abs(statistic[1:] - statistic[0]) <= _TIE).sum(axis=0).astype(np.float64)
-    return _test(above, equal, len(statistic) - 1, np.random.default_rng(seed).random(), shape)
+    reached = (statistic[1:] >= statistic[0] - _TIE).sum(axis=0)
+    return np.asarray((1 + reached) / len(statistic)).reshape(shape)
 
 
 def _contrasts(candidates: Floats, patients: Codes) -> Floats:
@@ -119,12 +99,3 @@ def _standardised(values: Floats) -> Floats:
 def _larger(size: Floats, together: Floats) -> Floats:
     larger: Floats = np.maximum(size, np.abs(together))
     return larger
-
-
-def _test(
-    above: Floats, equal: Floats, permutations: int, uniform: float, shape: tuple[int, ...]
-) -> PermutationTest:
-    return PermutationTest(
-        ((1 + above + equal) / (permutations + 1)).reshape(shape),
-        ((above + uniform * (1 + equal)) / (permutations + 1)).reshape(shape),
-    )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from counterray.audits.errors import MINIMUM_PATIENTS
 from counterray.config import Config
+from counterray.evaluation.intervals import Floats
 
 
 class MarginConfig(Config):
@@ -20,10 +22,25 @@ class MarginConfig(Config):
     mean_effect: float = Field(default=0.05, gt=0, le=1)
     """Largest tolerated ``|mean effect|`` [probability]."""
     absolute_effect: float = Field(default=0.05, gt=0, le=1)
-    """Largest tolerated mean of ``|effect|``, the generator's own noise taken out [probability]. It sees what
-    cancels in the mean: one half moved up, the other half down."""
+    """Largest tolerated mean of ``|effect|`` [probability]. It sees what cancels in the mean: one half moved
+    up, the other half down. To show that it is kept the generator's own noise counts, too."""
     flip_rate: float = Field(default=0.05, gt=0, le=1)
-    """Largest tolerated share of decisions that change, beyond null interventions [0 to 1]."""
+    """Largest tolerated share of decisions that change [0 to 1]; those that noise changes count as well."""
+
+    def size(self, *, mean: Any, absolute: Any, flip_rate: Any) -> Floats:
+        """The largest of three effects, each in units of its margin: below 1 all are tolerated.
+
+        Args:
+            mean: Mean effect, of any shape.
+            absolute: Mean of its absolute value.
+            flip_rate: Share of decisions that change.
+        """
+        shares = (
+            np.abs(mean) / self.mean_effect,
+            np.asarray(absolute) / self.absolute_effect,
+            np.asarray(flip_rate) / self.flip_rate,
+        )
+        return np.asarray(np.max(np.stack(np.broadcast_arrays(*shares)), axis=0))
 
 
 class GateConfig(Config):
