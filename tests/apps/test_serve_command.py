@@ -4,6 +4,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ def upload(folder, uri):
 @contextmanager
 def serving(config, environment):
     """The command, once it has printed its URL and key; ended as by Ctrl-C."""
-    line = ["python", "-m", "jobs", "serve", "--config", str(config), "--port", str(free_port())]
+    line = [sys.executable, "-m", "jobs", "serve", "--config", str(config), "--port", str(free_port())]
     process = subprocess.Popen(
         line, cwd=ROOT, env=own_ray(environment), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
