@@ -1,4 +1,5 @@
-# Set-up and the main jobs. `make demo` and `make test` are all that a new checkout needs.
+# Set-up and the main jobs. `make demo` and `make test` are all that a new checkout needs; `make serve` then puts
+# the demo's models online.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -6,7 +7,7 @@ STAMP  := $(VENV)/.ready
 DATA   ?= phantom
 ROOT   ?=
 
-.PHONY: setup demo test experiments s3 check clean
+.PHONY: setup browser demo serve test experiments s3 check clean
 
 setup: $(STAMP)
 
@@ -20,8 +21,16 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $(STAMP)
 
+# For the page's tests: Debian's own Chromium, and the typeface that its pictures are looked at in.
+browser:
+	@command -v chromium >/dev/null \
+		|| { apt-get update -q && apt-get install -yq --no-install-recommends chromium fonts-inter; }
+
 demo: setup
 	$(BIN)/python -m jobs demo --data $(DATA) $(if $(ROOT),--root "$(ROOT)")
+
+serve: setup
+	$(BIN)/python -m jobs serve
 
 test: setup
 	$(BIN)/python -m pytest

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import typer
 
-from jobs import audit, augment, demo, encode, evaluate, generate, ingest, readings, refine, reproduce, train
+from jobs import (
+    audit,
+    augment,
+    demo,
+    encode,
+    evaluate,
+    generate,
+    ingest,
+    readings,
+    refine,
+    reproduce,
+    serve,
+    train,
+)
 
 app = typer.Typer(
     name="python -m jobs",
@@ -29,6 +42,7 @@ app.command("readings")(readings.main)
 app.command("generate")(generate.main)
 app.command("augment")(augment.main)
 app.command("audit")(audit.main)
+app.command("serve")(serve.main)
 app.command("demo")(demo.main)
 app.command("reproduce")(reproduce.main)
 

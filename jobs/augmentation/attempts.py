@@ -16,6 +16,7 @@ from counterray.data.chunks import study_digest
 from counterray.data.dataset import Dataset
 from counterray.data.pixels import encode
 from counterray.data.study import ARROW_SCHEMA, Study
+from counterray.data.synthetic_png import to_grey
 from counterray.evaluation.features import extract_features, feature_judge
 from counterray.evaluation.judge import open_judge
 from counterray.evaluation.metric import Judge
@@ -24,7 +25,7 @@ from counterray.storage import Location, publish
 from jobs.augmentation.gate import GATE_FILE, Gate, no_gate, read_gate
 from jobs.augmentation.request import AugmentConfig
 from jobs.generation.chunks import opened, parquet, seeds_of
-from jobs.generation.editing import Refusal, edit_rows, to_grey
+from jobs.generation.editing import Refusal, edit_rows
 from jobs.generation.request import GenerationError
 from jobs.generation.selection import as_batch, list_studies, read_rows
 

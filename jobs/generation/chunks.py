@@ -12,20 +12,19 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from counterray import __version__
 from counterray.bundle import Bundle
-from counterray.data.batching import read_batches
 from counterray.data.dataset import Dataset
 from counterray.data.secondary_capture import Origin, encode_secondary_capture
 from counterray.data.study import Batch
+from counterray.data.synthetic_png import encode_png, to_grey
+from counterray.data.training_batches import TrainingBatches
 from counterray.evaluation.opening import open_generator, require_levels
 from counterray.models.generator import Edit, Generator, image_seed
 from counterray.storage import Location, StorageError, publish
-from jobs.generation.editing import Edited, edit_rows, to_grey
+from jobs.generation.editing import Edited, edit_rows
 from jobs.generation.request import SHUFFLED, GenerateConfig, GenerationError, Request, parents_of
 from jobs.generation.selection import Chunk, is_repeated, read_batch, read_rows
 
@@ -156,7 +155,7 @@ class ChunkWriter:
                     pixel_spacing=spacing["pixel_spacing"][row].as_py(),
                 )
             else:
-                data = encode_png(edited.image[row], bundle=self.bundle.checksum)
+                data = encode_png(to_grey(edited.image[row], 8), source=f"bundle {self.bundle.checksum}")
             yield item, name, data
 
     def _origin(self, item: Mapping[str, Any], patient: str) -> Origin:
@@ -223,22 +222,6 @@ def describe(edit: Edit, config: GenerateConfig) -> str:
     return json.dumps({name: value for name, value in ways.items() if value}, sort_keys=True)
 
 
-def encode_png(image: Tensor, *, bundle: str) -> bytes:
-    """A PNG file of 8 bits that says what it is.
-
-    Args:
-        image: ``[1, H, W]`` in [-1, 1].
-        bundle: Checksum of the generator's bundle.
-    """
-    text = PngInfo()
-    text.add_text("Description", "synthetic counterfactual, not an examination")
-    text.add_text("Source", f"bundle {bundle}")
-    text.add_text("Software", f"counterray {__version__}")
-    buffer = io.BytesIO()
-    Image.fromarray(to_grey(image, 8)).save(buffer, format="PNG", pnginfo=text)
-    return buffer.getvalue()
-
-
 def finished(target: Location, chunks: list[Chunk]) -> dict[str, pa.Table]:
     """Name of each chunk that is there whole, with every file of its recorded size, to its provenance."""
     sizes = target.sizes()
@@ -273,23 +256,6 @@ def read_parquet(place: Location, schema: pa.Schema, *, columns: list[str] | Non
         raise StorageError(
             f"{place.uri} is damaged ({type(error).__name__}). Delete it and run again."
         ) from error
-
-
-@dataclass(frozen=True)
-class TrainingBatches:
-    """The first studies of the training split, read anew whenever they are asked for."""
-
-    dataset: Dataset
-    studies: int
-
-    def __iter__(self) -> Iterator[Batch]:
-        seen = 0
-        size = min(256, self.studies)
-        for batch in read_batches(self.dataset, "train", batch_size=size, reports=True):
-            yield batch.select(torch.arange(min(len(batch), self.studies - seen)))
-            seen += len(batch)
-            if seen >= self.studies:
-                return
 
 
 def _donor_of(chunk: Chunk, row: int) -> str | None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from counterray.data.study import Batch
@@ -105,12 +104,3 @@ def _edit_piece(
             _edit_piece(generator, batch, edit, half, seeds, donor, images, refusals)
         return
     images.append(made.detach().float().cpu())
-
-
-def to_grey(image: Tensor, bits: int) -> NDArray[np.unsignedinteger]:
-    """Grey values ``[H, W]`` of ``bits`` bits of an image ``[1, H, W]`` in [-1, 1]; outside is clipped."""
-    unit = (image[0].double().numpy().clip(-1, 1) + 1) / 2
-    grey: NDArray[np.unsignedinteger] = np.rint(unit * (2**bits - 1)).astype(
-        np.uint8 if bits == 8 else np.uint16
-    )
-    return grey

@@ -17,11 +17,13 @@ from counterray.data.chunks import write_shard
 from counterray.data.dataset import Dataset, DatasetManifest, Shard
 from counterray.data.phantom.studies import PhantomConfig, draw_rows
 from counterray.data.study import ARROW_SCHEMA, Batch
+from counterray.data.synthetic_png import encode_png, to_grey
+from counterray.data.training_batches import TrainingBatches
 from counterray.models.generator import Edit, EditError, NoMatchError, image_seed
 from counterray.storage import resolve
 from jobs.generate import interventions
-from jobs.generation.chunks import TrainingBatches, describe, encode_png, seeds_of
-from jobs.generation.editing import edit_rows, to_grey
+from jobs.generation.chunks import describe, seeds_of
+from jobs.generation.editing import edit_rows
 from jobs.generation.job import remove_leftovers
 from jobs.generation.request import GenerateConfig, GenerationError, Request, check_folder, claim
 from jobs.generation.selection import list_studies, plan, read_batch, rotation
@@ -279,8 +281,8 @@ def test_grey_values_and_png():
     image = torch.tensor([[[-1.0, 1.0], [0.0, 3.0]]])
     assert to_grey(image, 8).tolist() == [[0, 255], [128, 255]]
     assert to_grey(image, 12).tolist() == [[0, 4095], [2048, 4095]]
-    data = encode_png(image, bundle="c" * 64)
-    assert data == encode_png(image, bundle="c" * 64)
+    data = encode_png(to_grey(image, 8), source="bundle " + "c" * 64)
+    assert data == encode_png(to_grey(image, 8), source="bundle " + "c" * 64)
     with Image.open(io.BytesIO(data)) as picture:
         assert np.asarray(picture).tolist() == [[0, 255], [128, 255]]
         assert picture.text["Description"].startswith("synthetic counterfactual")

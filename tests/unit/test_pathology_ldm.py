@@ -12,12 +12,12 @@ from counterray.config import ConfigError
 from counterray.diffusion.abduction import AbductionConfig
 from counterray.diffusion.sampling import SamplerConfig
 from counterray.models.generator import Edit, EditError, edited_findings
+from counterray.models.pathology_ldm.editing import text_editor
 from counterray.models.pathology_ldm.encoding import PATHOLOGY, STATES
 from counterray.models.pathology_ldm.generator import (
     GenerationConfig,
     NoReferenceError,
     PathologyLDMGenerator,
-    text_editor,
 )
 from counterray.models.pathology_ldm.mechanism import PathologyLDMMechanism
 from counterray.models.pathology_ldm.prompts import edited_prompts, label_prompts, study_prompts

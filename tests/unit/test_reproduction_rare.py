@@ -7,7 +7,7 @@ import torch
 
 from counterray.diffusion.noise_optimisation import NoiseOptimisationConfig
 from counterray.models.generator import image_seed
-from counterray.models.pathology_ldm.generator import text_editor
+from counterray.models.pathology_ldm.editing import text_editor
 from counterray.models.pathology_ldm.stages import load
 from jobs.reproduction.causal_disentanglement.bench import RareNoise, rare_findings, shows
 from jobs.reproduction.causal_disentanglement.rare import Asked, against_printed

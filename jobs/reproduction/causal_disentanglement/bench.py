@@ -19,8 +19,9 @@ from counterray.diffusion.targets import targets_for
 from counterray.evaluation.effectiveness_ratio import COMMON
 from counterray.evaluation.opening import gather
 from counterray.models.pathology_ldm.abduction import Abducted
+from counterray.models.pathology_ldm.editing import optimised_noise
 from counterray.models.pathology_ldm.encoding import EncodeConfig
-from counterray.models.pathology_ldm.generator import GenerationConfig, open_model, optimised_noise
+from counterray.models.pathology_ldm.generator import GenerationConfig, open_model
 from counterray.models.pathology_ldm.model import PathologyLDM
 from counterray.models.pathology_ldm.prompts import PromptSource
 from counterray.nn.text import TextStates

@@ -15,7 +15,7 @@ from counterray.evaluation.metric import as_json
 from counterray.evaluation.opening import exact_counterfactuals
 from counterray.evaluation.settings import Settings
 from counterray.models.pathology_ldm.abduction import Abducted
-from counterray.models.pathology_ldm.generator import NoiseRefinement, text_editor
+from counterray.models.pathology_ldm.editing import NoiseRefinement, text_editor
 from counterray.nn.text import TextStates
 from jobs.reproduction.causal_disentanglement.bench import Bench, RareNoise, rare_findings, shows
 from jobs.reproduction.causal_disentanglement.pictures import picture_rows

@@ -62,14 +62,14 @@ def generated(
     seeds = torch.randint(2**62, (1 + nulls, size), generator=draws)
     images, null = torch.empty((count, *batch.image.shape)), []
     for rows in torch.arange(size).split(AT_ONCE):  # type: ignore[no-untyped-call]
-        noise = model.abduct(batch.image[rows], codes[rows], seeds=seeds[0, rows])
+        noise = model.abduct(batch.image[rows], codes[rows])
         for level in range(count):
             target = codes[rows].clone()
             target[:, column] = asked[level, rows].to(target)
-            images[level, rows] = model.render(noise, target).cpu()
+            images[level, rows] = model.render(noise, target, seeds=seeds[0, rows]).cpu()
         if model.seeded:
-            others = [model.abduct(batch.image[rows], codes[rows], seeds=each[rows]) for each in seeds[1:]]
-            null.append(torch.stack([model.render(other, codes[rows]).cpu() for other in others]))
+            others = [model.render(noise, codes[rows], seeds=each[rows]).cpu() for each in seeds[1:]]
+            null.append(torch.stack(others))
     own = images[torch.from_numpy(individuals.own), torch.arange(size)]
     return Counterfactuals(images, torch.cat(null, dim=1) if null else own[None])
 

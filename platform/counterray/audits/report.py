@@ -195,3 +195,8 @@ def _plural(count: int, noun: str) -> str:
 def _heading(attribute: str) -> str:
     text = words(attribute)
     return text[:1].upper() + text[1:]
+
+
+def verdicts_of(report: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Attribute to target to verdict, of what `AuditReport.as_json` made; of two effects the first one's."""
+    return {each["attribute"]: dict(each["audits"][0]["verdicts"]) for each in report["attributes"]}

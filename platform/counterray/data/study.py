@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -162,6 +162,38 @@ class Batch:
             masks=move(self.masks),
             tensors=move(self.tensors),
         )
+
+    @classmethod
+    def join(cls, parts: Sequence[Batch]) -> Batch:
+        """One batch of all rows of ``parts``, at least one, which have the same fields.
+
+        Texts and identifiers are kept where every part has them.
+        """
+
+        def joined(groups: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+            return {name: torch.cat([group[name] for group in groups]) for name in groups[0]}
+
+        def texts(groups: list[tuple[str, ...]]) -> tuple[str, ...]:
+            return tuple(text for group in groups for text in group) if all(groups) else ()
+
+        return replace(
+            parts[0],
+            image=torch.cat([part.image for part in parts]),
+            attributes=joined([part.attributes for part in parts]),
+            findings=torch.cat([part.findings for part in parts]),
+            finding_mask=torch.cat([part.finding_mask for part in parts]),
+            measurements=joined([part.measurements for part in parts]),
+            masks=joined([part.masks for part in parts]),
+            reports=texts([part.reports for part in parts]),
+            prompts=texts([part.prompts for part in parts]),
+            tensors=joined([part.tensors for part in parts]),
+            image_ids=texts([part.image_ids for part in parts]),
+            patient_ids=texts([part.patient_ids for part in parts]),
+        )
+
+    def without_pixels(self) -> Batch:
+        """What is known of the images beside them: an ``image`` of ``[B, 1, 0, 0]``, no masks or tensors."""
+        return replace(self, image=self.image.new_empty(len(self), 1, 0, 0), masks={}, tensors={})
 
     def select(self, index: Tensor) -> Batch:
         """The rows ``index`` (a long tensor ``[b]``) as a batch of their own."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -18,10 +19,15 @@ from counterray.diffusion.schedule import (
     Sampler,
     SamplerName,
     ScheduleConfig,
+    predicted_clean,
     sampling_scheduler,
     training_scheduler,
 )
 from counterray.nn.text import TextStates
+
+OnStep = Callable[[int, int, Callable[[], Tensor]], None]
+"""Called after each network call of a sampling with its number, from 1, how many there are, and a function
+that gives what the sampler by then takes for the result. What it raises ends the sampling."""
 
 
 class SamplerConfig(Config):
@@ -41,6 +47,15 @@ class SamplerConfig(Config):
         if self.eta and self.scheduler != "ddim":
             raise ValueError(f"eta = {self.eta} is a setting of ddim; {self.scheduler} takes 0 only")
         return self
+
+    def replaced(self, *, steps: int | None, guidance: float | None) -> SamplerConfig:
+        """The same with other steps, another scale of guidance, or both.
+
+        Raises:
+            ValueError: If one is out of its range.
+        """
+        given = {"steps": steps, "guidance_scale": guidance}
+        return SamplerConfig(**(self.model_dump() | {n: v for n, v in given.items() if v is not None}))
 
     @property
     def stochastic(self) -> bool:
@@ -69,6 +84,7 @@ def sample(
     null: TextStates | None = None,
     drift: Drift | None = None,
     start: int | None = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Latents z_0 from noise, or from latents that are noisy in part.
 
@@ -84,6 +100,7 @@ def sample(
         drift: Its reverse part is applied; ``None`` is the stock scheduler.
         start: Of the sampler's timesteps only those below this one are run, and ``noise`` is what `noised`
             or `invert` made for it; all of them where ``None``.
+        on_step: Told of the network calls and of z_0 as predicted by then.
 
     Returns:
         ``[B, C, h, w]`` float32; the schedule's arithmetic is float32 whatever the network's type.
@@ -106,8 +123,12 @@ def sample(
     with torch.no_grad():
         latents = noise.float()
         network = guided(denoiser, condition, null, sampler.guidance_scale)
-        for timestep in timesteps_below(scheduler, start):
+        timesteps = timesteps_below(scheduler, start)
+        for number, timestep in enumerate(timesteps, start=1):
             output = predict(network, scheduler, latents, timestep, condition)
+            if on_step is not None:
+                clean = partial(predicted_clean, scheduler, output, latents, timestep)
+                on_step(number, len(timesteps), clean)
             latents = advance(scheduler, output, timestep, latents, **options)
     return latents
 
@@ -178,6 +199,15 @@ def predict(
 def advance(scheduler: Sampler, output: Tensor, timestep: int, latents: Tensor, **options: Any) -> Tensor:
     """The latents at the next timestep, differentiable in ``output`` and ``latents``."""
     return cast(Tensor, scheduler.step(output, timestep, latents, return_dict=False, **options)[0])
+
+
+def seen_as(on_step: OnStep, decode: Callable[[Tensor], Tensor]) -> OnStep:
+    """``on_step`` of what ``decode`` makes of the latents."""
+
+    def told(number: int, count: int, latents: Callable[[], Tensor]) -> None:
+        on_step(number, count, lambda: decode(latents()))
+
+    return told
 
 
 def _generators(seeds: Tensor) -> list[Generator]:

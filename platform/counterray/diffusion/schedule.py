@@ -211,6 +211,12 @@ def predicted_noise(scheduler: Sampler, output: Tensor, noisy: Tensor, timestep:
     return signal * output + noise * noisy
 
 
+def predicted_clean(scheduler: Sampler, output: Tensor, noisy: Tensor, timestep: int) -> Tensor:
+    """The z_0 that a network's output stands for, (z_t - b_t ε) / a_t."""
+    signal, noise = _levels(scheduler, timestep)
+    return (noisy - noise * predicted_noise(scheduler, output, noisy, timestep)) / max(signal, 1e-4)
+
+
 def _levels(scheduler: Sampler, timestep: int) -> tuple[float, float]:
     """(a_t, b_t); (1, 0) where the timestep is negative."""
     if timestep < 0:

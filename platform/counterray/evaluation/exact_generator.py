@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -13,14 +13,15 @@ from counterray.data.phantom.render import exact_scm
 from counterray.data.phantom.scm import VOCABULARY, pathology_variables
 from counterray.data.phantom.studies import parents_of
 from counterray.data.study import Batch
+from counterray.diffusion.sampling import OnStep
 from counterray.evaluation.metric import UnscorableError
-from counterray.models.generator import Edit, EditError
+from counterray.models.generator import Abduction, Edit, EditError, Generator, by_edit
 
 ATTRIBUTES = ("sex", "group", "site", "scanner")
 """Attributes with levels of the phantom's causal model."""
 
 
-class ExactGenerator:
+class ExactGenerator(Generator):
     """Implements `Generator` for phantom data: abducts the true noise, intervenes, renders.
 
     Args:
@@ -48,23 +49,44 @@ class ExactGenerator:
         self._model = exact_scm(manifest.image_size)
         self._vocabulary = {**VOCABULARY, **manifest.vocabulary}
 
-    def edit(self, batch: Batch, edit: Edit, *, seeds: Tensor, donor: Batch | None = None) -> Tensor:
+    def abduct(self, batch: Batch, edit: Edit | None = None) -> Abduction:
+        """The images themselves: the noise behind them, two seeds, is among their patients' measurements.
+
+        It is checked in `predict` that both belong together.
+        """
+        return Abduction(patients=batch.without_pixels(), tensors={"image": batch.image.cpu()})
+
+    def predict(
+        self,
+        abduction: Abduction,
+        edits: Sequence[Edit],
+        *,
+        seeds: Tensor,
+        donor: Abduction | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
         """Counterfactuals ``[B, 1, H, W]``; see `Generator`.
 
         Raises:
-            EditError: If the edit is by words, severity, donor or findings.
+            EditError: If an edit is by words, severity, donor or findings.
             ValueError: If the images are not the phantom's own.
         """
-        if edit.prompt or edit.severity or donor is not None or not edit.do:
-            raise EditError(
-                f"The exact generator sets attributes ({', '.join(self.levels)}) by do, such as sex=male."
-            )
+        made = torch.empty_like(abduction.tensors["image"], dtype=torch.float32)
+        for edit, rows in by_edit(edits):
+            if edit.prompt or edit.severity or donor is not None or not edit.do:
+                raise EditError(
+                    f"The exact generator sets attributes ({', '.join(self.levels)}) by do, such as sex=male."
+                )
+            made[rows] = self._counterfactual(abduction.select(rows), edit)
+        return made
+
+    def _counterfactual(self, abduction: Abduction, edit: Edit) -> Tensor:
         codes = edit.require(self.finding_names, self.levels).codes(self.levels)
-        observed = parents_of(batch, self._vocabulary)
+        observed = parents_of(abduction.patients, self._vocabulary, image_size=self.image_size)
         held = (*ATTRIBUTES, *pathology_variables()) if self._effect == "direct" else ()
         do = {name: observed[name] for name in held}
         for name, code in codes.items():
             own = VOCABULARY[name].index(self.levels[name][code])
-            do[name] = torch.full((len(batch),), float(own), dtype=torch.float64)
-        known = {"image": batch.image.cpu(), **observed}
+            do[name] = torch.full((len(abduction),), float(own), dtype=torch.float64)
+        known = {"image": abduction.tensors["image"], **observed}
         return self._model.counterfactual(known, do)["image"].float()

@@ -24,18 +24,19 @@ from counterray.models.predictors.retrieval import ranks
 from counterray.models.predictors.segmentor import Segmentor
 
 
-def open_judge(bundle: Bundle, *, name: str = "") -> Judge:
+def open_judge(bundle: Bundle, *, name: str = "", device: torch.device | str = "cpu") -> Judge:
     """The judge of a bundle, which scores images with one tensor.
 
     Args:
         bundle: Of a classifier, segmentor, regressor, identity encoder or image–text encoder (its finding
             head). A demographic classifier has an answer for each attribute: see `demographic_judges`.
         name: What reports call it; the stage's name where empty.
+        device: Where it computes, and where the images that it scores are.
 
     Raises:
         ValueError: If the bundle is none of these.
     """
-    network, label = load_judge(bundle), name or bundle.stage
+    network, label = load_judge(bundle).to(device), name or bundle.stage
     if isinstance(network, Classifier):
         return Judge(
             name=label,
@@ -64,13 +65,17 @@ def open_judge(bundle: Bundle, *, name: str = "") -> Judge:
     raise UnscorableError(f"A bundle of stage {bundle.stage!r} does not score images with one tensor.")
 
 
-def demographic_judges(bundle: Bundle) -> dict[str, Judge]:
+def demographic_judges(bundle: Bundle, *, device: torch.device | str = "cpu") -> dict[str, Judge]:
     """A judge for each attribute of a demographic classifier's bundle.
+
+    Args:
+        bundle: Of a demographic classifier.
+        device: Where it computes, and where the images that it scores are.
 
     Raises:
         UnscorableError: If the bundle is of another stage.
     """
-    network = load_judge(bundle)
+    network = load_judge(bundle).to(device)
     if not isinstance(network, Demographic):
         raise UnscorableError(f"A bundle of stage {bundle.stage!r} is no demographic classifier.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,11 +28,11 @@ from counterray.models.mine_ldm.generator import AttributeGenerator, open_condit
 from counterray.models.mine_ldm.generator import GenerationConfig as AttributeGeneration
 from counterray.models.mine_ldm.mechanism import AttributeMechanism
 from counterray.models.mine_ldm.model import AttributeModel
+from counterray.models.pathology_ldm.editing import text_editor
 from counterray.models.pathology_ldm.generator import (
     GenerationConfig,
     PathologyLDMGenerator,
     open_model,
-    text_editor,
 )
 from counterray.models.pathology_ldm.prompts import PromptSource
 from counterray.models.pathology_ldm.stages import prompt_source
@@ -260,21 +260,5 @@ def gather(batches: Iterable[Batch], *, limit: int | None = None) -> Batch:
     if not rows:
         raise UnscorableError("There is no image to evaluate; choose a split that has some.")
 
-    def join(groups: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        return {name: torch.cat([group[name] for group in groups]) for name in groups[0]}
-
-    whole = replace(
-        parts[0],
-        image=torch.cat([part.image for part in parts]),
-        attributes=join([part.attributes for part in parts]),
-        findings=torch.cat([part.findings for part in parts]),
-        finding_mask=torch.cat([part.finding_mask for part in parts]),
-        measurements=join([part.measurements for part in parts]),
-        masks=join([part.masks for part in parts]),
-        reports=tuple(report for part in parts for report in part.reports),
-        prompts=tuple(prompt for part in parts for prompt in part.prompts),
-        tensors=join([part.tensors for part in parts]),
-        image_ids=tuple(name for part in parts for name in part.image_ids),
-        patient_ids=tuple(name for part in parts for name in part.patient_ids),
-    )
+    whole = Batch.join(parts)
     return whole if limit is None or rows <= limit else whole.select(torch.arange(limit))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from counterray.causal.mechanism import Values
 from counterray.data.study import Batch
+from counterray.diffusion.sampling import OnStep
 
 Severity = Literal["", "mild", "moderate", "severe"]
 """How marked a finding that is asked for should be; empty leaves it to the generator."""
@@ -121,8 +123,52 @@ class Edit:
         return self
 
 
-class Generator(Protocol):
-    """Makes counterfactuals of given images.
+@dataclass(frozen=True, kw_only=True)
+class Abduction:
+    """What a generator keeps of B observed images: all that it needs to predict their counterfactuals.
+
+    Attributes:
+        patients: What is known of the images, without their pixels.
+        tensors: Name to ``[B, ...]``: the noise and whatever else the generator read from the pixels.
+    """
+
+    patients: Batch
+    tensors: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.patients)
+
+    @classmethod
+    def join(cls, parts: Sequence[Abduction]) -> Abduction:
+        """One abduction of all rows of ``parts``, at least one, by the same generator.
+
+        Raises:
+            ValueError: If they keep different things, as for an only edit and for any.
+        """
+        kept = [set(part.tensors) for part in parts]
+        if any(names != kept[0] for names in kept):
+            raise ValueError(f"Abductions that keep different things cannot be joined: {kept}.")
+        tensors = {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors}
+        return cls(patients=Batch.join([part.patients for part in parts]), tensors=tensors)
+
+    def to(self, device: torch.device | str) -> Abduction:
+        """The same on ``device``."""
+        tensors = {name: value.to(device, non_blocking=True) for name, value in self.tensors.items()}
+        return Abduction(patients=self.patients.to(device), tensors=tensors)
+
+    def select(self, index: Tensor) -> Abduction:
+        """The rows ``index`` (a long tensor ``[b]``)."""
+        tensors = {name: value[index.to(value.device)] for name, value in self.tensors.items()}
+        return Abduction(patients=self.patients.select(index), tensors=tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the tensors [bytes]."""
+        return sum(value.nbytes for value in self.tensors.values())
+
+
+class Generator(ABC):
+    """Makes counterfactuals of given images: abducts what is kept of them, predicts under an edit.
 
     Attributes:
         image_size: Edge of its images [px].
@@ -130,15 +176,17 @@ class Generator(Protocol):
         levels: Attributes that an edit may set, each with its levels in the order of their codes; empty where
             it sets none.
         seeded: Whether another seed makes another image; if not, several samples of an image are one.
+        prompted: Whether an edit may be in words.
     """
 
     image_size: int
     finding_names: tuple[str, ...]
     levels: Mapping[str, tuple[str, ...]]
     seeded: bool
+    prompted: bool = False
 
     def edit(self, batch: Batch, edit: Edit, *, seeds: Tensor, donor: Batch | None = None) -> Tensor:
-        """Counterfactuals ``[B, 1, H, W]`` in [-1, 1].
+        """Counterfactuals ``[B, 1, H, W]`` in [-1, 1]: `predict` of `abduct`.
 
         Args:
             batch: The patients. Several rows may be of one image, for several samples.
@@ -151,7 +199,68 @@ class Generator(Protocol):
             EditError: If this generator cannot make such edits at all.
             NoMatchError: If it cannot make this one of some image of the batch.
         """
-        ...
+        given = None if donor is None else self.abduct(donor, Edit())
+        return self.predict(self.abduct(batch, edit), [edit] * len(batch), seeds=seeds, donor=given)
+
+    @abstractmethod
+    def abduct(self, batch: Batch, edit: Edit | None = None) -> Abduction:
+        """What is kept of images; it depends on no seed.
+
+        Args:
+            batch: The patients.
+            edit: The only edit that will be asked for: what it does not read may be left out. By default
+                everything is kept that any edit reads.
+        """
+
+    @abstractmethod
+    def predict(
+        self,
+        abduction: Abduction,
+        edits: Sequence[Edit],
+        *,
+        seeds: Tensor,
+        donor: Abduction | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Counterfactuals ``[B, 1, H, W]`` in [-1, 1] of what was abducted.
+
+        Args:
+            abduction: By this generator.
+            edits: What to ask for, one for each row.
+            seeds: As in `edit`.
+            donor: Whose pathology each row takes, as in `edit`.
+            on_step: Told of the sampler's steps and the images by then, where the generator samples.
+
+        Raises:
+            EditError: As in `edit`.
+            NoMatchError: As in `edit`.
+        """
+
+    def sampling(self, *, steps: int | None, guidance: float | None) -> Generator:
+        """This generator with another sampler; weights are shared.
+
+        Args:
+            steps: Of the sampler; ``None`` leaves them.
+            guidance: Scale of guidance; ``None`` leaves it.
+
+        Raises:
+            EditError: If it does not sample, or its sampler refuses them.
+        """
+        if steps is not None or guidance is not None:
+            raise EditError("This generator does not sample: leave out steps and guidance.")
+        return self
+
+
+def by_edit(edits: Sequence[Edit]) -> list[tuple[Edit, Tensor]]:
+    """Each different edit with the rows (a long tensor) that ask for it."""
+    found: list[tuple[Edit, list[int]]] = []
+    for row, edit in enumerate(edits):
+        rows = next((rows for other, rows in found if other == edit), None)
+        if rows is None:
+            found.append((edit, [row]))
+        else:
+            rows.append(row)
+    return [(edit, torch.tensor(rows)) for edit, rows in found]
 
 
 def generation_device() -> torch.device:

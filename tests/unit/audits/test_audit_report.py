@@ -13,7 +13,7 @@ from counterray.audits.counterfactual_effect import counterfactual_effect
 from counterray.audits.dose_response import DoseScores, dose_response
 from counterray.audits.errors import AuditError
 from counterray.audits.gates import Reading
-from counterray.audits.report import AuditReport
+from counterray.audits.report import AuditReport, verdicts_of
 from counterray.audits.reporting.causes import CausalStatement
 from counterray.audits.reporting.doses import DoseResults
 from counterray.audits.reporting.gallery import Example, Pick, most_affected, patient_code
@@ -101,6 +101,7 @@ def test_the_json_has_the_numbers_by_hand(hand):
 def test_page_json_and_summary_say_the_same(hand, page):
     text = text_of(page)
     [audit] = hand.as_json()["attributes"][0]["audits"]
+    assert verdicts_of(hand.as_json()) == {hand.results[0].attribute: audit["verdicts"]}
     [finding] = audit["findings"]
     for name in ("mean", "median", "absolute", "placebo", "excess", "mean_square"):
         value, low, high = (format_number(finding["numbers"][name][end]) for end in ("value", "low", "high"))

@@ -119,19 +119,24 @@ def make_batch(count: int, image_size: int, seed: int, start: int = 0) -> Batch:
     )
 
 
-def parents_of(batch: Batch, vocabulary: Mapping[str, tuple[str, ...]] = VOCABULARY) -> dict[str, Tensor]:
+def parents_of(
+    batch: Batch,
+    vocabulary: Mapping[str, tuple[str, ...]] = VOCABULARY,
+    *,
+    image_size: int | None = None,
+) -> dict[str, Tensor]:
     """Every variable of the causal model but the image, ``[B]`` float64 each, from a phantom batch.
 
     Args:
         batch: From `make_batch` or from an ingested phantom dataset.
         vocabulary: The vocabulary behind the batch's codes (``DatasetInfo.vocabulary``); a small dataset may
             lack a scanner, and then its codes are not the phantom's.
+        image_size: Edge of the images [px], where the batch is without pixels.
 
     Raises:
         ValueError: If the batch lacks a variable.
     """
-    image_size = batch.image.shape[-1]
-    names = [name for name in build_graph(image_size).names if name != "image"]
+    names = [name for name in build_graph(image_size or batch.image.shape[-1]).names if name != "image"]
     known = {**batch.measurements, **batch.attributes}
     missing = [name for name in names if name not in known or bool(known[name].isnan().any())]
     if missing:

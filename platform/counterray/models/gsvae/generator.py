@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from counterray.bundle import Bundle
 from counterray.data.study import Batch
+from counterray.diffusion.sampling import OnStep
 from counterray.models.generator import (
+    Abduction,
     Edit,
     EditError,
+    Generator,
+    by_edit,
     edited_findings,
     generation_device,
     parents_of_findings,
 )
-from counterray.models.gsvae.bank import PathologyBank
-from counterray.models.gsvae.mechanism import GSVAEMechanism
+from counterray.models.gsvae.bank import PathologyBank, findings_of
+from counterray.models.gsvae.mechanism import GSVAEMechanism, GSVAENoise
 from counterray.models.gsvae.stages import GSVAEConfig, load
 
 
-class GSVAEGenerator:
+class GSVAEGenerator(Generator):
     """Implements `Generator` for a `gsvae` bundle.
 
     Args:
@@ -41,30 +45,53 @@ class GSVAEGenerator:
         self._training = training
         self._bank: PathologyBank | None = None
 
-    def edit(self, batch: Batch, edit: Edit, *, seeds: Tensor, donor: Batch | None = None) -> Tensor:
+    def abduct(self, batch: Batch, edit: Edit | None = None) -> Abduction:
+        """Identity and pathology channels; see `Generator`."""
+        noise = self._mechanism(None).abduct(batch.image.to(self.device), {})
+        tensors = {"identity": noise.identity, "pathology": noise.pathology}
+        return Abduction(patients=batch.without_pixels(), tensors=tensors)
+
+    def predict(
+        self,
+        abduction: Abduction,
+        edits: Sequence[Edit],
+        *,
+        seeds: Tensor,
+        donor: Abduction | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
         """Counterfactuals ``[B, 1, H, W]``; see `Generator`.
 
         Raises:
-            EditError: If the edit is by words, or names a severity: the pathology channels of training images
+            EditError: If an edit is by words, or names a severity: the pathology channels of training images
                 are found by their labels, which have none.
             NoDonorError: If no training image shows exactly the findings that some row asks for.
         """
-        batch = batch.to(self.device)
+        abduction = abduction.to(self.device)
+        identity, pathology = abduction.tensors["identity"], abduction.tensors["pathology"]
         if donor is not None:
-            donor = donor.to(self.device)
-            mechanism = self._mechanism(None)
-            noise = mechanism.abduct(batch.image, {})
-            return mechanism.predict(mechanism.with_pathology(noise, donor.image), {}).cpu()
-        if edit.prompt or edit.severity:
-            raise EditError(
-                "gsvae edits by findings (do) or by a donor, not by words or severity; train pathology_ldm "
-                "on it for those."
-            )
-        mechanism = self._mechanism(self._read_bank())
-        known = batch.findings.where(batch.finding_mask, torch.nan)
-        noise = mechanism.abduct(batch.image, parents_of_findings(batch, known))
-        target = edited_findings(batch, edit.require(self.finding_names))
-        return mechanism.predict(noise, parents_of_findings(batch, target)).cpu()
+            pathology = donor.to(self.device).tensors["pathology"]
+            noise = GSVAENoise(identity=identity, pathology=pathology, findings=None)
+            return self._mechanism(None).predict(noise, {}).cpu()
+        target = self._target(abduction.patients, edits)
+        known = abduction.patients.findings.where(abduction.patients.finding_mask, torch.nan)
+        parents = parents_of_findings(abduction.patients, known)
+        findings = findings_of(parents, self.finding_names, like=identity)
+        noise = GSVAENoise(identity=identity, pathology=pathology, findings=findings)
+        parents = parents_of_findings(abduction.patients, target)
+        return self._mechanism(self._read_bank()).predict(noise, parents).cpu()
+
+    def _target(self, patients: Batch, edits: Sequence[Edit]) -> Tensor:
+        """The findings that each row is to show, ``[B, F]``."""
+        target = torch.empty_like(patients.findings)
+        for edit, rows in by_edit(edits):
+            if edit.prompt or edit.severity:
+                raise EditError(
+                    "gsvae edits by findings (do) or by a donor, not by words or severity; train "
+                    "pathology_ldm on it for those."
+                )
+            target[rows] = edited_findings(patients.select(rows), edit.require(self.finding_names))
+        return target
 
     def _read_bank(self) -> PathologyBank:
         if self._bank is None:

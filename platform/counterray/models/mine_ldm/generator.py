@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ from counterray.bundle import Bundle
 from counterray.config import Config, ConfigError, validate
 from counterray.data.study import Batch
 from counterray.diffusion.abduction import AbductionConfig
-from counterray.diffusion.sampling import SamplerConfig
-from counterray.models.generator import Edit, EditError
-from counterray.models.mine_ldm.model import AttributeModel, ConditionalVAE, MineLDM
+from counterray.diffusion.sampling import OnStep, SamplerConfig
+from counterray.models.generator import Abduction, Edit, EditError, Generator, by_edit
+from counterray.models.mine_ldm.model import AttributeModel, AttributeNoise, ConditionalVAE, MineLDM
 from counterray.models.mine_ldm.stages import load, require_drawable
 from counterray.models.mine_ldm.vae_stage import load_vae
 
@@ -65,7 +66,7 @@ def open_conditional_vae(bundle: Bundle) -> ConditionalVAE:
         ) from error
 
 
-class AttributeGenerator:
+class AttributeGenerator(Generator):
     """Implements `Generator`: this patient with another level of an attribute.
 
     All rows take the same path, also those that show the level that is asked for: their edit is the null
@@ -83,15 +84,51 @@ class AttributeGenerator:
         self.seeded = model.seeded
 
     @torch.no_grad()
-    def edit(self, batch: Batch, edit: Edit, *, seeds: Tensor, donor: Batch | None = None) -> Tensor:
+    def abduct(self, batch: Batch, edit: Edit | None = None) -> Abduction:
+        """What `AttributeNoise` is made of; see `Generator`."""
+        image = batch.image.to(self.model.device)
+        noise = self.model.abduct(image, self.model.space.codes(batch.attributes, like=image))
+        tensors = {name: value for name, value in vars(noise).items() if value is not None}
+        return Abduction(patients=batch.without_pixels(), tensors=tensors)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        abduction: Abduction,
+        edits: Sequence[Edit],
+        *,
+        seeds: Tensor,
+        donor: Abduction | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
         """Counterfactuals ``[B, 1, H, W]``; see `Generator`.
 
-        Attributes that the edit does not set, and of the donor none, stay as the patient's.
+        Attributes that an edit does not set stay as the patient's.
 
         Raises:
-            EditError: If the edit is by words, severity or donor, or sets anything but the model's
+            EditError: If an edit is by words, severity or donor, or sets anything but the model's
                 attributes.
         """
+        noise = AttributeNoise(**abduction.to(self.model.device).tensors)
+        target = noise.codes.clone()
+        for edit, rows in by_edit(edits):
+            for name, code in self._asked(edit, donor).items():
+                target[rows, list(self.levels).index(name)] = code
+        return self.model.render(noise, target, seeds=seeds, on_step=on_step).cpu()
+
+    def sampling(self, *, steps: int | None, guidance: float | None) -> Generator:
+        """The same weights under another sampler; see `Generator`."""
+        if (steps, guidance) == (None, None) or not isinstance(self.model, MineLDM):
+            return super().sampling(steps=steps, guidance=guidance)
+        model = copy(self.model)
+        try:
+            model.sampler = self.model.sampler.replaced(steps=steps, guidance=guidance)
+            require_drawable(model.schedule, model.sampler, model.start, model.abduction)
+        except ValueError as error:
+            raise EditError(str(error)) from error
+        return AttributeGenerator(model)
+
+    def _asked(self, edit: Edit, donor: Abduction | None) -> dict[str, int]:
         if edit.prompt or donor is not None:
             raise EditError(
                 f"This generator sets attributes ({', '.join(self.levels)}) by do, such as "
@@ -100,13 +137,7 @@ class AttributeGenerator:
         asked = edit.require(self.finding_names, self.levels).codes(self.levels)
         if not asked:
             raise EditError(f"An empty edit: set an attribute, such as {self._example()}.")
-        image = batch.image.to(self.model.device)
-        codes = self.model.space.codes(batch.attributes, like=image)
-        noise = self.model.abduct(image, codes, seeds=seeds)
-        target = codes.clone()
-        for name, code in asked.items():
-            target[:, list(self.levels).index(name)] = code
-        return self.model.render(noise, target).cpu()
+        return asked
 
     def _example(self) -> str:
         name, levels = next(iter(self.levels.items()))

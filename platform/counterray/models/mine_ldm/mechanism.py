@@ -33,8 +33,7 @@ class AttributeMechanism:
     def abduct(self, value: Tensor, parents: Values) -> AttributeNoise:
         """The noise of images ``[B, 1, H, W]``, and the attributes that they show."""
         value = value.to(self.model.device)
-        seeds = torch.full((len(value),), self.seed)
-        return self.model.abduct(value, self._codes(parents, value), seeds=seeds)
+        return self.model.abduct(value, self._codes(parents, value))
 
     @torch.no_grad()
     def predict(self, noise: AttributeNoise, parents: Values) -> Tensor:
@@ -43,7 +42,8 @@ class AttributeMechanism:
         An attribute that ``parents`` do not give stays as it was observed.
         """
         asked = self._codes(parents, noise.latent)
-        return self.model.render(noise, torch.where(asked.isnan(), noise.codes, asked))
+        seeds = torch.full((len(asked),), self.seed)
+        return self.model.render(noise, torch.where(asked.isnan(), noise.codes, asked), seeds=seeds)
 
     @torch.no_grad()
     def sample(self, parents: Values, generator: Generator) -> Tensor:

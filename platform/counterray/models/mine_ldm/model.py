@@ -12,7 +12,14 @@ from torch import Generator, Tensor, nn
 from counterray.diffusion.abduction import AbductionConfig
 from counterray.diffusion.inversion import invert
 from counterray.diffusion.likelihood import variational_bound
-from counterray.diffusion.sampling import SamplerConfig, initial_noise, noised, sample
+from counterray.diffusion.sampling import (
+    OnStep,
+    SamplerConfig,
+    initial_noise,
+    noised,
+    sample,
+    seen_as,
+)
 from counterray.diffusion.schedule import ScheduleConfig
 from counterray.models.mine_ldm.attributes import AttributeSpace
 from counterray.models.mine_ldm.denoiser import AttributeDenoiser
@@ -26,17 +33,18 @@ class AttributeNoise:
     """What an image is made of, apart from its attributes.
 
     Attributes:
-        latent: ``[B, C, h, w]`` from which images are made; noisy where a diffusion makes them.
+        latent: ``[B, C, h, w]`` from which images are made: the clean latent, or the noise that it is
+            inverted to.
         codes: ``[B, m]`` attributes that were observed, NaN where not known.
-        seeds: ``[B]`` long, of what is drawn on the way.
         residual: What generation under the observed attributes leaves out of the image ``[B, 1, H, W]``;
-            ``None`` where that is not kept.
+            ``None`` where that is not kept, or is another for every seed.
+        image: The image ``[B, 1, H, W]``, where the residual is another for every seed.
     """
 
     latent: Tensor
     codes: Tensor
-    seeds: Tensor
     residual: Tensor | None = None
+    image: Tensor | None = None
 
 
 class AttributeModel(Protocol):
@@ -59,12 +67,21 @@ class AttributeModel(Protocol):
         """Where it computes."""
         ...
 
-    def abduct(self, image: Tensor, codes: Tensor, *, seeds: Tensor) -> AttributeNoise:
+    def abduct(self, image: Tensor, codes: Tensor) -> AttributeNoise:
         """The noise of images ``[B, 1, H, W]`` with attributes ``[B, m]``."""
         ...
 
-    def render(self, noise: AttributeNoise, codes: Tensor) -> Tensor:
-        """Images ``[B, 1, H, W]`` in [-1, 1] of the noise under attributes ``[B, m]``."""
+    def render(
+        self, noise: AttributeNoise, codes: Tensor, *, seeds: Tensor, on_step: OnStep | None = None
+    ) -> Tensor:
+        """Images ``[B, 1, H, W]`` in [-1, 1] of the noise under attributes ``[B, m]``.
+
+        Args:
+            noise: Of B images.
+            codes: Their attributes.
+            seeds: ``[B]`` long, of what is drawn on the way.
+            on_step: Told of a sampler's steps and the images by then.
+        """
         ...
 
     def draw(self, codes: Tensor, generator: Generator) -> Tensor:
@@ -107,13 +124,14 @@ class ConditionalVAE(nn.Module):
         """Where it computes."""
         return next(self.parameters()).device
 
-    def abduct(self, image: Tensor, codes: Tensor, *, seeds: Tensor) -> AttributeNoise:
-        """Posterior means; nothing is drawn."""
-        mean = self.vae.encode(image.to(self.device), codes).mean
-        return AttributeNoise(mean, codes, seeds)
+    def abduct(self, image: Tensor, codes: Tensor) -> AttributeNoise:
+        """Posterior means."""
+        return AttributeNoise(self.vae.encode(image.to(self.device), codes).mean, codes)
 
-    def render(self, noise: AttributeNoise, codes: Tensor) -> Tensor:
-        """Decodes the same latent with other attributes."""
+    def render(
+        self, noise: AttributeNoise, codes: Tensor, *, seeds: Tensor, on_step: OnStep | None = None
+    ) -> Tensor:
+        """Decodes the same latent with other attributes; nothing is drawn."""
         return self.vae.decode(noise.latent, codes)
 
     def draw(self, codes: Tensor, generator: Generator) -> Tensor:
@@ -191,34 +209,48 @@ class MineLDM(nn.Module):
         """Images ``[B, 1, H, W]`` in [-1, 1] of standardised latents."""
         return self.vae.decode(self.vae.restore(latent))
 
-    def abduct(self, image: Tensor, codes: Tensor, *, seeds: Tensor) -> AttributeNoise:
-        """The latent as noisy as it is at t0, by fresh noise of each row's seed or by inversion."""
+    def abduct(self, image: Tensor, codes: Tensor) -> AttributeNoise:
+        """The latent: clean where noise is fresh, and inverted to the noise at t0 where it is not."""
         latent = self.encode(image)
+        keeps = self.abduction.residual
         if self.abduction.noise == "fresh":
-            noise = initial_noise(seeds, self.vae.latent_shape).to(self.device)
-            noisy = noised(self.schedule, self.sampler, latent, noise=noise, start=self.start)
-        else:
-            # Without guidance: it describes what is there (Mokady et al., 2023,
-            # https://arxiv.org/abs/2211.09794, section 3.1).
-            noisy = invert(
-                self.denoiser,
-                self.schedule,
-                self.sampler.model_copy(update={"guidance_scale": 1.0}),
-                self.denoiser.condition(codes),
-                latents=latent,
-                iterations=self.abduction.iterations,
-                start=self.start,
-            )
-        found = AttributeNoise(noisy, codes, seeds)
-        if not self.abduction.residual:
+            return AttributeNoise(latent, codes, image=image.to(self.device) if keeps else None)
+        # Without guidance: it describes what is there (Mokady et al., 2023,
+        # https://arxiv.org/abs/2211.09794, section 3.1).
+        noisy = invert(
+            self.denoiser,
+            self.schedule,
+            self.sampler.model_copy(update={"guidance_scale": 1.0}),
+            self.denoiser.condition(codes),
+            latents=latent,
+            iterations=self.abduction.iterations,
+            start=self.start,
+        )
+        found = AttributeNoise(noisy, codes)
+        if not keeps:
             return found
-        # Of the whole way, not of the decoder alone: what inversion gets wrong then cancels.
-        return replace(found, residual=image.to(self.device) - self.render(found, codes))
+        # Of the whole way, not of the decoder alone: what inversion gets wrong then cancels. An inverted
+        # latent is sampled without noise, so the seed says nothing.
+        seeds = torch.zeros(len(codes), dtype=torch.long)
+        return replace(found, residual=image.to(self.device) - self.render(found, codes, seeds=seeds))
 
-    def render(self, noise: AttributeNoise, codes: Tensor) -> Tensor:
-        """Denoises from t0 under other attributes, and decodes."""
-        image = self.decode(self._sampled(noise.latent, codes, noise.seeds, start=self.start))
-        return image if noise.residual is None else (image + noise.residual).clamp(-1.0, 1.0)
+    def render(
+        self, noise: AttributeNoise, codes: Tensor, *, seeds: Tensor, on_step: OnStep | None = None
+    ) -> Tensor:
+        """Denoises from t0 under other attributes, and decodes; fresh noise is of each row's seed."""
+        noisy, residual = noise.latent, noise.residual
+        if self.abduction.noise == "fresh":
+            fresh = initial_noise(seeds, self.vae.latent_shape).to(self.device)
+            noisy = noised(self.schedule, self.sampler, noisy, noise=fresh, start=self.start)
+        if noise.image is not None:
+            residual = noise.image - self.decode(self._sampled(noisy, noise.codes, seeds, start=self.start))
+
+        def finished(latent: Tensor) -> Tensor:
+            image = self.decode(latent)
+            return image if residual is None else (image + residual).clamp(-1.0, 1.0)
+
+        shown = None if on_step is None else seen_as(on_step, finished)
+        return finished(self._sampled(noisy, codes, seeds, start=self.start, on_step=shown))
 
     def draw(self, codes: Tensor, generator: Generator) -> Tensor:
         """Denoises pure noise from T."""
@@ -231,7 +263,15 @@ class MineLDM(nn.Module):
         condition = self.denoiser.condition(codes)
         return variational_bound(self.denoiser, self.schedule, self.encode(image), condition)
 
-    def _sampled(self, noise: Tensor, codes: Tensor, seeds: Tensor, *, start: int | None) -> Tensor:
+    def _sampled(
+        self,
+        noise: Tensor,
+        codes: Tensor,
+        seeds: Tensor,
+        *,
+        start: int | None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
         return sample(
             self.denoiser,
             self.schedule,
@@ -241,4 +281,5 @@ class MineLDM(nn.Module):
             seeds=seeds,
             null=self.denoiser.null(self.device),
             start=start,
+            on_step=on_step,
         )

@@ -183,8 +183,10 @@ class MineLDMStage:
                     part = batch.select(torch.arange(min(remaining, len(batch)), device=batch.image.device))
                     remaining -= len(part)
                     codes = model.space.codes(part.attributes, like=part.image)
-                    noise = model.abduct(part.image, codes, seeds=torch.arange(len(part)))
-                    differences.append((model.render(noise, codes) - part.image).abs().mean((1, 2, 3)))
+                    image = model.render(
+                        model.abduct(part.image, codes), codes, seeds=torch.arange(len(part))
+                    )
+                    differences.append((image - part.image).abs().mean((1, 2, 3)))
         if not count:
             raise ValueError("The validation split is empty; ingest with a validation share above 0.")
         return {"loss_denoising": total / count, "composition": float(torch.cat(differences).mean())}
@@ -200,13 +202,13 @@ class MineLDMStage:
         codes = model.space.codes(part.attributes, like=part.image)
         grids = {"input": part.image}
         with evaluating(module):
-            noise = model.abduct(part.image, codes, seeds=torch.arange(len(part)))
-            grids["null"] = model.render(noise, codes)
+            noise, seeds = model.abduct(part.image, codes), torch.arange(len(part))
+            grids["null"] = model.render(noise, codes, seeds=seeds)
             for column, (name, levels) in enumerate(model.space.levels.items()):
                 for code, level in enumerate(levels):
                     asked = codes.clone()
                     asked[:, column] = code
-                    grids[f"{name}_{level}"] = model.render(noise, asked)
+                    grids[f"{name}_{level}"] = model.render(noise, asked, seeds=seeds)
         return grids
 
     def export(self, module: nn.Module) -> Export:

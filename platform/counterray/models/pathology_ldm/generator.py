@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,18 +18,23 @@ from counterray.data.study import Batch
 from counterray.diffusion.abduction import AbductionConfig
 from counterray.diffusion.noise_optimisation import (
     NoiseOptimisationConfig,
-    OptimisedNoise,
-    optimise_noise,
 )
-from counterray.diffusion.sampling import SamplerConfig
+from counterray.diffusion.sampling import OnStep, SamplerConfig, seen_as
 from counterray.diffusion.schedule import sampling_scheduler
-from counterray.diffusion.targets import targets_for, typical_spread
-from counterray.models.generator import Edit, EditError, generation_device, image_seed, shows_already
+from counterray.models.generator import (
+    Abduction,
+    Edit,
+    EditError,
+    Generator,
+    by_edit,
+    generation_device,
+    shows_already,
+)
 from counterray.models.pathology_ldm.abduction import Abducted
+from counterray.models.pathology_ldm.editing import optimised_noise
 from counterray.models.pathology_ldm.model import PathologyLDM
 from counterray.models.pathology_ldm.prompts import PromptSource, edited_prompts, study_prompts
 from counterray.models.pathology_ldm.stages import load, prompt_source
-from counterray.nn.text import TextStates
 from counterray.reports.rules import RulesRefiner
 
 
@@ -70,7 +77,7 @@ def open_model(bundle: Bundle, config: GenerationConfig) -> PathologyLDM:
     return model
 
 
-class PathologyLDMGenerator:
+class PathologyLDMGenerator(Generator):
     """Implements `Generator` for a `pathology_ldm` bundle.
 
     Args:
@@ -89,48 +96,126 @@ class PathologyLDMGenerator:
         self.finding_names: tuple[str, ...] = tuple(bundle.metadata["finding_names"])
         aims = self.config.optimise
         drawn_to = aims is not None and aims.targets != "centroid"  # a reference that the seed chooses
+        self.prompted = True
         self.seeded = self.model.abduction.noise == "fresh" or drawn_to
         self.levels: Mapping[str, tuple[str, ...]] = {}
         self._training = training
         self._references: dict[tuple[str, ...], Tensor] = {}
 
     @torch.no_grad()
-    def edit(self, batch: Batch, edit: Edit, *, seeds: Tensor, donor: Batch | None = None) -> Tensor:
+    def abduct(self, batch: Batch, edit: Edit | None = None) -> Abduction:
+        """Channels, what decoding leaves out, and the noise behind the pathology; see `Generator`.
+
+        That noise is read off the image where it is inverted, given what the patient's own prompt says. An
+        image that occurs several times is read once.
+        """
+        own = study_prompts(batch, self.prompts) if self._inverts(edit) else [""] * len(batch)
+        places: dict[tuple[str, str], int] = {}
+        names = batch.image_ids or tuple(map(str, range(len(batch))))
+        rows = torch.tensor([places.setdefault(key, len(places)) for key in zip(names, own, strict=True)])
+        first = torch.tensor([rows.tolist().index(place) for place in range(len(places))])
+        patients = self.model.abduct(batch.image[first])
+        tensors = {"identity": patients.identity, "pathology": patients.pathology}
+        if patients.residual is not None:
+            tensors["residual"] = patients.residual
+        if self._inverts(edit):
+            condition = self.model.prompts([own[row] for row in first.tolist()])
+            tensors["initial"] = self.model.invert(condition, patients.pathology)
+        whole = Abduction(patients=batch.without_pixels().select(first), tensors=tensors).select(rows)
+        return replace(whole, patients=batch.without_pixels())
+
+    @torch.no_grad()
+    def predict(
+        self,
+        abduction: Abduction,
+        edits: Sequence[Edit],
+        *,
+        seeds: Tensor,
+        donor: Abduction | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
         """Counterfactuals ``[B, 1, H, W]``; see `Generator`.
 
         A donor gives its own pathology channel. Rows that already show the findings asked for, with no
         severity named, keep theirs.
 
         Raises:
-            EditError: If the edit names an unknown finding, or is empty.
+            EditError: If an edit names an unknown finding, or is empty.
             NoReferenceError: If noise is to be optimised for what too few training images show.
         """
-        patients = self._abducted(batch)
-        if edit.anatomy_only:
-            patients = replace(patients, residual=None)
+        abduction = abduction.to(self.model.device)
+        patients = _patients(abduction, edits)
         if donor is not None:
-            return self.model.render(patients, self._abducted(donor).pathology).cpu()
-        if not edit.do and not edit.prompt:
-            raise EditError("An empty edit: give findings (do), words (prompt) or a donor.")
-        rows = (~shows_already(batch, edit.require(self.finding_names), self.levels)).nonzero().flatten()
+            return self.model.render(patients, donor.to(self.model.device).tensors["pathology"]).cpu()
+        rows = self._changed(abduction.patients, edits)
         pathology = patients.pathology
         if len(rows):
+            shown = None if on_step is None else seen_as(on_step, partial(self._whole, patients, rows))
             pathology = pathology.clone()
-            pathology[rows] = self._drawn(batch.select(rows), edit, patients.select(rows), seeds[rows])
+            pathology[rows] = self._drawn(
+                abduction.select(rows), [edits[row] for row in rows.tolist()], seeds[rows.cpu()], shown
+            )
         return self.model.render(patients, pathology).cpu()
 
-    def _drawn(self, batch: Batch, edit: Edit, patients: Abducted, seeds: Tensor) -> Tensor:
-        condition = self.model.prompts(edited_prompts(batch, edit, self.prompts))
-        if edit.anatomy_only:
-            noise = self.model.noise(seeds)
-        else:
-            noise = self.model.initial(patients, study_prompts(batch, self.prompts), seeds)
+    def sampling(self, *, steps: int | None, guidance: float | None) -> Generator:
+        """The same weights under another sampler; see `Generator`."""
+        other = copy(self)
+        other.model = copy(self.model)
+        try:
+            other.model.sampler = self.model.sampler.replaced(steps=steps, guidance=guidance)
+            sampling_scheduler(other.model.schedule, other.model.sampler.scheduler, other.model.sampler.steps)
+        except ValueError as error:
+            raise EditError(str(error)) from error
+        return other
+
+    def _inverts(self, edit: Edit | None) -> bool:
+        """Whether ``edit``, or any edit where ``None``, reads the noise behind the image."""
+        reads = edit is None or bool(edit.do) or (bool(edit.prompt) and not edit.anatomy_only)
+        return self.model.abduction.noise == "inverted" and reads
+
+    def _changed(self, patients: Batch, edits: Sequence[Edit]) -> Tensor:
+        """Rows (a long tensor) whose pathology is drawn anew."""
+        changed = torch.zeros(len(patients), dtype=torch.bool)
+        for edit, rows in by_edit(edits):
+            if not edit.do and not edit.prompt:
+                raise EditError("An empty edit: give findings (do), words (prompt) or a donor.")
+            asked = edit.require(self.finding_names)
+            changed[rows] = ~shows_already(patients.select(rows), asked, self.levels)
+        return changed.nonzero().flatten()
+
+    def _whole(self, patients: Abducted, rows: Tensor, pathology: Tensor) -> Tensor:
+        """All images, of which ``rows`` show ``pathology`` and the others their own."""
+        channel = patients.pathology.clone()
+        channel[rows] = pathology
+        return self.model.render(patients, channel).cpu()
+
+    def _drawn(
+        self, abduction: Abduction, edits: Sequence[Edit], seeds: Tensor, on_step: OnStep | None
+    ) -> Tensor:
+        """z^n ``[B, 1, h, w]`` as the edits ask for."""
+        prompts = [""] * len(edits)
+        noise = abduction.tensors.get("initial")
+        noise = self.model.noise(seeds) if noise is None else noise.clone()
+        for edit, rows in by_edit(edits):
+            words = edited_prompts(abduction.patients.select(rows), edit, self.prompts)
+            for row, text in zip(rows.tolist(), words, strict=True):
+                prompts[row] = text
+            if edit.anatomy_only:
+                noise[rows] = self.model.noise(seeds[rows])
+        condition = self.model.prompts(prompts)
         if self.config.optimise is not None:
-            references = self._features_of(_asked(edit))
-            noise = optimised_noise(
-                self.model, self.config.optimise, condition, references, patients, noise=noise, seeds=seeds
-            ).noise
-        return self.model.draw(condition, noise=noise, seeds=seeds)
+            patients = _patients(abduction, edits)
+            for edit, rows in by_edit(edits):
+                noise[rows] = optimised_noise(
+                    self.model,
+                    self.config.optimise,
+                    condition[rows],
+                    self._features_of(_asked(edit)),
+                    patients.select(rows),
+                    noise=noise[rows],
+                    seeds=seeds[rows],
+                ).noise
+        return self.model.draw(condition, noise=noise, seeds=seeds, on_step=on_step)
 
     def _features_of(self, names: tuple[str, ...]) -> Tensor:
         """Pathology features ``[m, D]`` of the first m training images that show all of ``names``."""
@@ -159,85 +244,15 @@ class PathologyLDMGenerator:
             self._references[names] = torch.cat(found)[: self.config.references]
         return self._references[names]
 
-    def _abducted(self, batch: Batch) -> Abducted:
-        """What the images are made of; an image that occurs several times is encoded once."""
-        places: dict[str, int] = {}
-        rows = [places.setdefault(name, len(places)) for name in batch.image_ids]
-        if len(places) == len(batch):
-            return self.model.abduct(batch.image)
-        first = torch.tensor([rows.index(place) for place in range(len(places))])
-        return self.model.abduct(batch.image[first]).select(torch.tensor(rows))
 
-
-def optimised_noise(
-    model: PathologyLDM,
-    config: NoiseOptimisationConfig,
-    condition: TextStates,
-    references: Tensor,
-    patients: Abducted,
-    *,
-    noise: Tensor,
-    seeds: Tensor,
-) -> OptimisedNoise:
-    """Initial noise from which the model's images come near reference images.
-
-    Args:
-        model: A trained model.
-        config: How noise is optimised.
-        condition: States of B prompts.
-        references: Pathology features ``[m, D]`` of the reference images.
-        patients: Whom the B images are to show.
-        noise: ``[B, 1, h, w]`` to start from.
-        seeds: ``[B]`` long, which decide what reference each is drawn to.
-    """
-    with torch.enable_grad():
-        return optimise_noise(
-            model.denoiser,
-            model.schedule,
-            model.sampler,
-            config,
-            condition,
-            noise=noise,
-            targets=targets_for(references, config.targets, seeds=seeds),
-            features=model.image_features(patients),
-            null=model.denoiser.null,
-            drift=model.drift,
-            spread=typical_spread(references) if config.repulsion else None,
-        )
-
-
-NoiseRefinement = Callable[[Tensor, TextStates, Abducted, Batch, Tensor], Tensor]
-"""z_T ``[B, 1, h, w]``, prompts, patients, the studies whose findings are asked for, and seeds, to another
-z_T."""
-
-
-def text_editor(
-    model: PathologyLDM, *, source: PromptSource, seed: int = 0, refine: NoiseRefinement | None = None
-) -> Callable[[Tensor, Batch, Batch], Tensor]:
-    """The editor "this patient with what that patient's prompt says".
-
-    Args:
-        model: A trained model.
-        source: Where prompts come from.
-        seed: Of fresh initial noise, drawn for each image from this and the image's identifier.
-        refine: Applied to the initial noise.
-    """
-
-    @torch.no_grad()
-    def edit(image: Tensor, patient: Batch, target: Batch) -> Tensor:
-        abducted = model.abduct(image)
-        pathology = abducted.pathology
-        # The null intervention keeps the pathology that this very image shows.
-        if target is not patient:
-            seeds = torch.tensor([image_seed(seed, name) for name in patient.image_ids])
-            condition = model.prompts(study_prompts(target, source))
-            noise = model.initial(abducted, study_prompts(patient, source), seeds)
-            if refine is not None:
-                noise = refine(noise, condition, abducted, target, seeds)
-            pathology = model.draw(condition, noise=noise, seeds=seeds)
-        return model.render(abducted, pathology).to(image)
-
-    return edit
+def _patients(abduction: Abduction, edits: Sequence[Edit]) -> Abducted:
+    """What the images are made of; of images from text alone without what decoding leaves out."""
+    tensors = abduction.tensors
+    residual = tensors.get("residual")
+    if residual is not None and any(edit.anatomy_only for edit in edits):
+        keep = torch.tensor([not edit.anatomy_only for edit in edits], device=residual.device)
+        residual = residual * keep[:, None, None, None]
+    return Abducted(tensors["identity"], tensors["pathology"], residual)
 
 
 def _asked(edit: Edit) -> tuple[str, ...]:

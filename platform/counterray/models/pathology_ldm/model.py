@@ -11,7 +11,7 @@ from counterray.diffusion.abduction import AbductionConfig
 from counterray.diffusion.drift import Drift
 from counterray.diffusion.inversion import invert
 from counterray.diffusion.noise_optimisation import Features
-from counterray.diffusion.sampling import SamplerConfig, initial_noise, sample
+from counterray.diffusion.sampling import OnStep, SamplerConfig, initial_noise, sample, seen_as
 from counterray.diffusion.schedule import ScheduleConfig
 from counterray.models.gsvae.network import GSVAENetwork
 from counterray.models.pathology_ldm.abduction import Abducted
@@ -105,13 +105,21 @@ class PathologyLDM(nn.Module):
             return self.noise(seeds)
         return self.invert(self.prompts(own), patients.pathology)
 
-    def draw(self, condition: TextStates, *, noise: Tensor, seeds: Tensor | None = None) -> Tensor:
+    def draw(
+        self,
+        condition: TextStates,
+        *,
+        noise: Tensor,
+        seeds: Tensor | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
         """z^n ``[B, 1, h, w]`` drawn from prompts (equation 16).
 
         Args:
             condition: States of B prompts.
             noise: z_T ``[B, 1, h, w]``.
             seeds: ``[B]`` long, for samplers that draw noise in each step.
+            on_step: Told of the sampler's steps and of z^n by then.
         """
         latents = sample(
             self.denoiser,
@@ -122,6 +130,7 @@ class PathologyLDM(nn.Module):
             seeds=seeds,
             null=self.denoiser.null,
             drift=self.drift,
+            on_step=None if on_step is None else seen_as(on_step, self.denoiser.restore),
         )
         return self.denoiser.restore(latents)
 

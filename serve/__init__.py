@@ -1,0 +1,1 @@
+"""Trained generators and audits online: Ray Serve applications, their API, and a page for people."""
