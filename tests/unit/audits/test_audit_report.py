@@ -130,6 +130,17 @@ def test_errors_carry_the_number_of_images_that_they_rest_on(page):
     assert re.search(r"100\.0 % \([^)]*\), n = 1", text)  # one ill among the female
 
 
+def test_what_p_values_are_corrected_over_is_one_attribute():
+    scores = noisy_scores(targets=2, size=60, levels=3)
+    report = report_of(results_of(scores))
+    over = "over the 6 tests of this attribute (classifiers × findings × pairs of levels)"
+    text = text_of(report.html())
+    assert f"once corrected {over}" in text
+    assert f"corrected by holm {over}" in report.markdown()
+    assert "within each attribute and effect, not over several of them" in text
+    assert any("within each attribute" in limit for limit in report.as_json()["limits"])
+
+
 def test_verdicts_come_first(page):
     headings = re.findall(r"<h2[^>]*>([^<]*)</h2>", page)
     assert headings[0] == "Verdicts"

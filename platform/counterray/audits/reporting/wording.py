@@ -68,6 +68,8 @@ LIMITS = (
     "A learned generator that makes the same image again and again has null interventions that change "
     "nothing. Any trace that it leaves on what should stay is then significant and would be taken for the "
     "classifier's doing: what bounds it are the gate off target and the margins, not the p-value.",
+    "The correction for many tests is made within each attribute and effect, not over several of them: with "
+    "k attributes the chance of any false “depends” is up to k times the level.",
     "“Invariant” is a statement about these margins, this threshold, these findings and these levels. An "
     "effect within the margins may still matter where decisions are many.",
     "Individuals that the classifier was trained on make it look more stable than it is; audit on others.",
@@ -77,6 +79,11 @@ LIMITS = (
 def words(name: str) -> str:
     """A snake-case name for reading, as it stands inside a sentence."""
     return name.replace("_", " ")
+
+
+def corrected_over(tests: int) -> str:
+    """What the p-values of an attribute are corrected over, given the number of its tests."""
+    return f"the {tests} tests of this attribute (classifiers × findings × pairs of levels)"
 
 
 def spread(estimate: Estimate | None, *, missing: str, percent: bool = False) -> Cell:
