@@ -74,10 +74,6 @@ def _attribute(audit: EffectAudit) -> list[str]:
             f"{finding.p_corrected:.3g}" if told else "–",
         )
         lines.append(f"| {' | '.join(cells)} |")
-    lines += [
-        f"| {_text(name)} | – | Not audited: {_text(why)} | – | – | – |"
-        for name, why in audit.refused.items()
-    ]
     return [*lines, *_gates(audit.gates)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from counterray.audits.findings import EffectAudit, Estimate, PairFinding
 from counterray.audits.gates import Gate, GateName
@@ -84,6 +85,21 @@ def words(name: str) -> str:
 def corrected_over(tests: int) -> str:
     """What the p-values of an attribute are corrected over, given the number of its tests."""
     return f"the {tests} tests of this attribute (classifiers × findings × pairs of levels)"
+
+
+def refused_targets(audits: Iterable[EffectAudit]) -> dict[str, str]:
+    """Name of each target that an audit refused, to the reason and the attributes that it was refused for."""
+    reasons: dict[str, dict[str, list[str]]] = {}
+    for audit in audits:
+        for name, reason in audit.refused.items():
+            attributes = reasons.setdefault(name, {}).setdefault(reason, [])
+            if audit.attribute not in attributes:
+                attributes.append(audit.attribute)
+    told = {
+        name: [f"For {', '.join(map(words, attributes))}: {reason}" for reason, attributes in each.items()]
+        for name, each in reasons.items()
+    }
+    return {name: " ".join(each) for name, each in told.items()}
 
 
 def spread(estimate: Estimate | None, *, missing: str, percent: bool = False) -> Cell:
