@@ -231,6 +231,15 @@ def test_refused_attributes_and_classifiers_are_the_status(command, tmp_path):
     assert "invariant" in done.stdout or "inconclusive" in done.stdout or "depends" in done.stdout
 
 
+@pytest.mark.parametrize(("missing", "status"), [([], 0), (["classifier planted"], 3)])
+def test_the_demo_follows_the_status_of_its_audit(monkeypatch, missing, status):
+    refused = {"targets": {"planted, edema": "constant"}}
+    result = {"seconds": 1.0, "audit": {"report": "r", "incomplete": missing, "refused": refused}}
+    monkeypatch.setattr("jobs.demo.connect", lambda address: None)
+    monkeypatch.setattr("jobs.pipeline.run_pipeline", lambda *places, **more: result)
+    assert CliRunner().invoke(app, ["demo"]).exit_code == status
+
+
 def test_nothing_at_all_is_status_1(command):
     done = command(BRIGHT, attributes=["view"])
     assert done.exit_code == 1
