@@ -35,7 +35,11 @@ def main(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Audit classifiers for dependence on attributes, by counterfactuals."""
+    """Audit classifiers for dependence on attributes, by counterfactuals.
+
+    The exit status is 0 if every classifier has a verdict on every attribute; 3 if some have none, which the
+    last line of standard error names, while the report has the others; 1 if nothing could be audited.
+    """
 
     def work() -> Mapping[str, Any]:
         from counterray.config import load
@@ -48,10 +52,29 @@ def main(
         asked = {"classifiers": classifier or [], "attributes": attribute, "judges": judge or []}
         return audit(config, **places, **asked)  # type: ignore[arg-type]
 
-    run(work, as_json=as_json, summary=_summary)
+    run(work, as_json=as_json, summary=_summary, left_out=left_out)
+
+
+def left_out(result: Mapping[str, Any]) -> str:
+    """What was asked for and has no verdict, in a sentence; empty where all has."""
+    missing = result["incomplete"]
+    if not missing:
+        return ""
+    return (
+        f"Without a verdict: {'; '.join(missing)}. The reasons stand beside what was refused; all else is "
+        "done and kept. Mend them, or leave them out, and run again to continue."
+    )
 
 
 def _summary(result: Mapping[str, Any]) -> str:
     lines = [f"  {a:10s} {n:40s} {v}" for a, each in result["verdicts"].items() for n, v in each.items()]
     lines += [f"refused: {name}: {why}" for part in result["refused"].values() for name, why in part.items()]
-    return "\n".join([*lines, *(f"note: {text}" for text in result["warnings"]), result["report"]])
+    lines += [f"note: {text}" for text in result["warnings"]]
+    if result["export"]:
+        lines += [
+            f"exported: {result['exported']} images in {result['export']}",
+            "next: predict every image there, write the probabilities into a copy of its template.csv (leave "
+            "out columns that are not predicted), and run the same command without export=true and with "
+            "--classifier <copy>.csv",
+        ]
+    return "\n".join([*lines, *([result["report"]] if result["report"] else [])])

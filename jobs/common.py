@@ -69,10 +69,26 @@ def connect(address: str | None) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+INCOMPLETE = 3
+"""Exit status of a job that wrote its results and left out some of what it was asked for."""
+
+
 def run(
-    work: Callable[[], Mapping[str, Any]], *, as_json: bool, summary: Callable[[Mapping[str, Any]], str]
+    work: Callable[[], Mapping[str, Any]],
+    *,
+    as_json: bool,
+    summary: Callable[[Mapping[str, Any]], str],
+    left_out: Callable[[Mapping[str, Any]], str] = lambda result: "",
 ) -> None:
-    """Runs a job and prints its result; an error that a user can mend becomes one message and status 1."""
+    """Runs a job and prints its result; an error that a user can mend becomes one message and status 1.
+
+    Args:
+        work: The job.
+        as_json: Whether the result is printed as JSON.
+        summary: The result in words.
+        left_out: What was asked for and is not in the result, in a sentence; it becomes an error's message
+            after the result, and the status `INCOMPLETE`.
+    """
     configure_logging()
     try:
         result = work()
@@ -80,6 +96,9 @@ def run(
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
     typer.echo(json.dumps(_plain(result), allow_nan=False) if as_json else summary(result))
+    if missing := left_out(result):
+        typer.echo(f"error: {missing}", err=True)
+        sys.exit(INCOMPLETE)
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from jobs.audit import left_out
 from jobs.common import Address, AsJson, Overrides, connect, run
 
 CONFIGS = Path(__file__).parent / "configs" / "demo"
@@ -34,7 +35,11 @@ def main(
         connect(address)
         return run_pipeline(path, config, root=root, out=out or f".local/demo/{data}")
 
-    run(work, as_json=as_json, summary=_summary)
+    run(work, as_json=as_json, summary=_summary, left_out=_left_out)
+
+
+def _left_out(result: Mapping[str, Any]) -> str:
+    return left_out(result["audit"]) if "audit" in result else ""
 
 
 def _summary(result: Mapping[str, Any]) -> str:

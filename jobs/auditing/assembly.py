@@ -115,22 +115,15 @@ def assemble(
             f"Attribute {images.views.attribute!r}: {len(flat)} targets and {len(rows)} studies are left to "
             "audit; one of each is needed. The reasons stand beside it."
         )
-    numbers = images.studies["number"].to_pylist()
-    place = {number: row for row, number in enumerate(observed.studies["number"].to_pylist())}
-    real = [place[numbers[row]] for row in rows]
-    parts: list[Floats] = []
-    seen: list[Floats] = []
-    for candidate in candidates:
-        columns = [candidate.findings.index(target.finding) for target in targets[candidate.name]]
-        parts.append(np.moveaxis(read_scores(cache, candidate, images)[:, rows][..., columns], 2, 0))
-        seen.append(read_scores(cache, candidate, observed)[0][real][:, columns].T)
-    made = np.moveaxis(np.concatenate(parts), 1, -1)  # [T, N, V]
     views, studies = images.views, images.studies.take(rows)
+    place = {number: row for row, number in enumerate(observed.studies["number"].to_pylist())}
+    real = [place[number] for number in studies["number"].to_pylist()]
+    made = _scores_of(cache, candidates, targets, images, rows=rows)
     scores = CounterfactualScores(
         attribute=views.attribute,
         levels=views.levels,
         targets=flat,
-        observed=np.concatenate(seen),
+        observed=_scores_of(cache, candidates, targets, observed, rows=real)[..., 0],
         intervened=made[..., : len(views.levels)],
         placebo=made[..., len(views.levels) :],
         own=own_levels(studies, views.attribute, views.levels),
@@ -139,3 +132,19 @@ def assemble(
         effect=config.effect,
     )
     return Assembled(scores, tuple(rows))
+
+
+def _scores_of(
+    cache: Location,
+    candidates: Sequence[Candidate],
+    targets: Mapping[str, Sequence[Target]],
+    images: ImageSet,
+    *,
+    rows: Sequence[int],
+) -> Floats:
+    """``[T, N, V]`` scores of all targets on the studies at ``rows``, in every view."""
+    parts = []
+    for candidate in candidates:
+        columns = [candidate.findings.index(target.finding) for target in targets[candidate.name]]
+        parts.append(np.moveaxis(read_scores(cache, candidate, images)[:, rows][..., columns], 2, 0))
+    return np.moveaxis(np.concatenate(parts), 1, -1)

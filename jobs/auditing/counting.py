@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from counterray.audits.counterfactual_effect import counterfactual_effect
 from counterray.audits.errors import AuditError
+from counterray.audits.reporting.wording import refused_targets
 from counterray.audits.settings import AuditConfig
 from jobs.ancestry import trained_on
 from jobs.auditing.assembly import Thresholds, assemble, choose_thresholds
@@ -24,6 +25,7 @@ def count(plan: Plan, source: Source, jury: Jury, roll: Roll, config: AuditJobCo
     audited: dict[str, AttributeAudit] = {}
     refused = dict(plan.refused)
     warnings = [*roll.warnings, *_generator_warnings(source, config)]
+    warnings += [images.set_aside for images in plan.attributes.values() if images.set_aside]
     for attribute, images in plan.attributes.items() if roll.candidates else ():
         kept = source.whole(images)
         if len(kept) < len(images.studies):
@@ -39,7 +41,14 @@ def count(plan: Plan, source: Source, jury: Jury, roll: Roll, config: AuditJobCo
             refused[attribute] = str(error)
     return AuditResult(
         attributes=audited,
-        refused={"attributes": refused, "classifiers": roll.refused, "targets": thresholds.refused},
+        refused={
+            "attributes": refused,
+            "classifiers": roll.refused,
+            "targets": {
+                **thresholds.refused,
+                **refused_targets(one.effect for one in audited.values()),
+            },
+        },
         warnings=warnings,
         candidates=roll.candidates,
         targets=thresholds.targets,

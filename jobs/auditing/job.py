@@ -10,7 +10,7 @@ from typing import Any
 
 from counterray.audits.errors import AuditError
 from counterray.bundle import open_bundle
-from counterray.data.dataset import Dataset, open_dataset
+from counterray.data.dataset import open_dataset
 from counterray.storage import Location, resolve
 from counterray.training.run_folder import LOCK_FILE, RunLock
 from jobs.auditing.candidates import Roll, open_candidates
@@ -21,13 +21,16 @@ from jobs.auditing.making import Source
 from jobs.auditing.planning import Plan, judge_bundles, make_plan
 from jobs.auditing.reporting import PAGE_FILE, SALT_FILE, read_salt, report_of, write_report
 from jobs.auditing.request import EXACT, AuditJobConfig
+from jobs.auditing.result import AuditResult
 from jobs.auditing.scoring import Scorer
+from jobs.auditing.tables import check_tables
 from jobs.auditing.work import Hands, Work, do_all
 from jobs.generation.workers import workers
 
 logger = logging.getLogger(__name__)
 
 REQUEST_FILE = "request.json"
+EXPORT_FOLDER = "export"
 
 
 def audit(
@@ -45,7 +48,7 @@ def audit(
 
     Args:
         config: Studies, tests and gates.
-        classifiers: What is audited, each as `read_classifier` takes it.
+        classifiers: What is audited, each as `read_classifier` takes it; may be empty with ``export``.
         generator: Bundle of a generator, or ``exact`` on phantom data.
         data: Dataset.
         attributes: Attributes to intervene on.
@@ -73,20 +76,29 @@ def audit(
     with RunLock(target, work="audit"):
         (target / REQUEST_FILE).write_json({"job": "audit"})
         _fill_cache(plan, source, jury, roll, config)
-        exported = _export(plan, source, target, dataset) if config.export else 0
+        exported = _export(plan, source, target) if config.export and plan.attributes else 0
         result = count(plan, source, jury, roll, config)
-        write_report(target, report_of(result, plan, source, jury, config, salt=read_salt(target)))
-    if not result.attributes and not config.export:
+        # Without a classifier there is nothing to report yet: who exports first audits later.
+        if classifiers:
+            write_report(target, report_of(result, plan, source, jury, config, salt=read_salt(target)))
+    if not result.attributes and not exported:
         reasons = [reason for group in result.refused.values() for reason in group.values()]
         raise AuditError(f"Nothing could be audited. {' '.join(reasons)}")
+    told = _told(result, target, reported=bool(classifiers), exported=exported)
+    return {**told, "seconds": round(time.monotonic() - started, 1)}
+
+
+def _told(result: AuditResult, target: Location, *, reported: bool, exported: int) -> dict[str, Any]:
+    """The job's result: where things lie, verdicts, and all that has none."""
     return {
         "out": target.uri,
-        "report": (target / PAGE_FILE).uri,
+        "report": (target / PAGE_FILE).uri if reported else "",
         "verdicts": {name: one.effect.verdicts() for name, one in result.attributes.items()},
         "refused": {kind: dict(reasons) for kind, reasons in result.refused.items()},
+        "incomplete": result.incomplete(),
         "warnings": list(result.warnings),
+        "export": (target / EXPORT_FOLDER).uri if exported else "",
         "exported": exported,
-        "seconds": round(time.monotonic() - started, 1),
     }
 
 
@@ -109,6 +121,7 @@ def _fill_cache(plan: Plan, source: Source, jury: Jury, roll: Roll, config: Audi
     with workers(lambda: hands, config.resources, at_most=max(1, at_most)) as do:
         do_all(do, "counterfactuals of chunks", work.images())
         do_all(do, "chunks judged", work.judgements())
+        check_tables(plan, source, roll)
         answers = do_all(do, "scores of chunks", work.scores(roll.candidates))
     errors = {answer["classifier"]: answer["error"] for answer in answers if answer["error"]}
     for one in [one for one in roll.candidates if one.name in errors]:
@@ -118,8 +131,8 @@ def _fill_cache(plan: Plan, source: Source, jury: Jury, roll: Roll, config: Audi
         roll.refused[one.name] = f"{errors[one.name]} ({total - left} of {total} chunks are scored and kept.)"
 
 
-def _export(plan: Plan, source: Source, target: Location, dataset: Dataset) -> int:
-    findings = source.config.findings or dataset.manifest.finding_names
-    images = export_images(target / "export", source, plan.sets, findings=findings)
-    logger.info("%d images are in %s", images, (target / "export").uri)
+def _export(plan: Plan, source: Source, target: Location) -> int:
+    findings = source.config.findings or source.dataset.manifest.finding_names
+    images = export_images(target / EXPORT_FOLDER, source, plan.sets, findings=findings)
+    logger.info("%d images are in %s", images, (target / EXPORT_FOLDER).uri)
     return images

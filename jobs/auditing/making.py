@@ -156,6 +156,21 @@ class Source:
                 images[place][0] = torch.from_numpy(decode_any(stored["image"])) * 2 - 1
         return dict(zip(chunk.views.names, images, strict=True))
 
+    def keys(self, images: ImageSet) -> list[str]:
+        """Names in an export of the images of a set that could be made."""
+        found: list[str] = []
+        for chunk in images.chunks:
+            if not chunk.views.attribute:
+                found += chunk.keys("observed")
+                continue
+            table = read_parquet(self.place(chunk), IMAGE_SCHEMA, columns=["number", "view", "made"])
+            made = {(row["number"], row["view"]) for row in table.to_pylist() if row["made"]}
+            numbers = chunk.studies["number"].to_pylist()
+            for view in chunk.views.names:
+                named = zip(numbers, chunk.keys(view), strict=True)
+                found += [key for number, key in named if (number, view) in made]
+        return found
+
     def whole(self, images: ImageSet) -> list[int]:
         """Positions of the studies of which every image could be made."""
         missing: set[int] = set()

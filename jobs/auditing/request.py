@@ -38,7 +38,8 @@ class AuditJobConfig(WorkConfig):
     validation_studies: int | None = Field(default=2000, ge=1)
     """Studies of the validation split at most by which thresholds are chosen, where they are."""
     levels: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """Attribute to the levels to compare, where not all of the data's; studies at others are left out."""
+    """Attribute to the levels to compare; studies at others are left out. By default all of the data's that
+    have ``audit.minimum_patients``; one that is named here and has fewer refuses the attribute."""
     findings: tuple[str, ...] = ()
     """Findings to audit, also ones that the data do not label; by default all that a classifier and the data
     both name."""

@@ -45,3 +45,17 @@ class AuditResult:
     warnings: Sequence[str]
     candidates: Sequence[Candidate]
     targets: Mapping[str, Sequence[Target]]
+
+    def incomplete(self) -> list[str]:
+        """What was asked for and has no verdict: attributes, classifiers, classifiers for an attribute.
+
+        A single finding without verdict is none of these: that a classifier's output cannot be used is what
+        the audit found of it.
+        """
+        found = [f"attribute {name}" for name in self.refused["attributes"]]
+        found += [f"classifier {name}" for name in self.refused["classifiers"]]
+        for attribute, one in self.attributes.items():
+            judged = {finding.target.classifier for finding in one.effect.findings}
+            silent = [each.name for each in self.candidates if each.name not in judged]
+            found += [f"classifier {name} for {attribute}" for name in silent]
+        return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from counterray.audits.errors import AuditError, checked_groups, encoded_patients
+from counterray.audits.errors import AuditError
 from counterray.data.batching import fold_of
 from counterray.data.dataset import Dataset
 from counterray.data.study import ATTRIBUTES
 from counterray.evaluation.intervals import Floats
+from jobs.auditing.levels import with_patients
 from jobs.auditing.request import AuditJobConfig
 from jobs.generation.selection import list_studies, read_rows
 
@@ -82,10 +83,12 @@ class ImageSet:
     Attributes:
         chunks: In the order of the studies.
         studies: All studies, from `study_table`.
+        set_aside: A sentence on levels that are left out for want of patients; empty where there is none.
     """
 
     chunks: tuple[SetChunk, ...]
     studies: pa.Table
+    set_aside: str = ""
 
     @property
     def views(self) -> Views:
@@ -141,21 +144,21 @@ def counterfactual_set(
         config: Levels, split and limits.
 
     Raises:
-        AuditError: If the attribute is none with levels, has one level, or too few patients of one.
+        AuditError: If the attribute is none with levels, has fewer than two with patients enough, or one that
+            ``levels`` names has too few.
     """
-    levels = compared_levels(dataset, attribute, config)
-    known = studies.filter(pc.is_in(studies[_column(attribute)], pa.array(levels, pa.string())))
-    if not len(known):
-        raise AuditError(
-            f"Attribute {attribute!r}: no audited study has one of the levels {', '.join(levels)}. Choose "
-            "another attribute or split."
-        )
-    patients = encoded_patients(known["patient_id"].to_pylist(), size=len(known))
-    minimum = config.audit.minimum_patients
-    own = own_levels(known, attribute, levels)
-    checked_groups(
-        attribute, own, levels, patients, minimum_patients=minimum, setting="audit.minimum_patients"
+    possible = compared_levels(dataset, attribute, config)
+    observed = studies[_column(attribute)]
+    compared = with_patients(
+        attribute,
+        possible,
+        observed.to_pylist(),
+        studies["patient_id"].to_pylist(),
+        minimum_patients=config.audit.minimum_patients,
+        named=attribute in config.levels,
     )
+    levels = compared.names
+    known = studies.filter(pc.is_in(observed, pa.array(levels, pa.string())))
     views = Views(attribute, levels, nulls)
     whole = {
         "format": FORMAT,
@@ -167,7 +170,8 @@ def counterfactual_set(
         "seed": config.seed,
         **identity,
     }
-    return _cut(known, views, whole, name=attribute, size=config.chunk_studies)
+    images = _cut(known, views, whole, name=attribute, size=config.chunk_studies)
+    return replace(images, set_aside=compared.set_aside)
 
 
 def compared_levels(dataset: Dataset, attribute: str, config: AuditJobConfig) -> tuple[str, ...]:

@@ -124,9 +124,11 @@ def test_an_endpoint_that_dies_loses_nothing_and_nobody_else(
         assert "did not answer in 2 attempts" in first["refused"]["classifiers"]["remote"]
         assert "of 24 chunks are scored and kept" in first["refused"]["classifiers"]["remote"]
         assert set(first["verdicts"]["sex"]) == {f"{BRIGHT}, edema", f"{BRIGHT}, atelectasis"}
+        assert first["incomplete"] == ["classifier remote"]
         answered, server.dies_after = server.answered, None
         second = run(phantom_dataset, tmp_path / "out", classifiers, **allowed)
         assert second["refused"]["classifiers"] == {}
+        assert second["incomplete"] == []
         assert len(second["verdicts"]["sex"]) == 4
         # 12 chunks of 2 requests for the observed images, 12 of 6 for the counterfactuals; of those that
         # were answered before, only a chunk that was not finished is asked for again.

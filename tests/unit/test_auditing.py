@@ -135,7 +135,7 @@ def test_names_of_images_hold_no_identifier_and_follow_the_generator(dataset):
         (
             "scanner",
             {"audit": {"minimum_patients": 10}},
-            r"level '\w+' has \d patients; audit.minimum_patients = 10",
+            r"1 level\(s\) with patients enough.*digital 29.*audit.minimum_patients = 10",
         ),
     ],
 )

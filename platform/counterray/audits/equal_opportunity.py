@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from counterray.audits.demographic_parity import demographic_parity
-from counterray.audits.errors import MINIMUM_PATIENTS, checked_groups, checked_labels, encoded_patients
+from counterray.audits.errors import (
+    MINIMUM_PATIENTS,
+    Codes,
+    checked_groups,
+    checked_labels,
+    encoded_patients,
+)
 from counterray.audits.group_gaps import (
     GroupGap,
     Reading,
@@ -69,18 +76,33 @@ def equal_opportunity(
             minimum_patients=minimum_patients,
             seed=seed + AS_SHIPPED_SEED_OFFSET,
         )
-        return GroupGap(
-            name="equal_opportunity",
-            rates=pooled.rates,
-            difference=pooled.difference,
-            p_value=pooled.p_value,
-            reading=reading,
-        )
+        return replace(pooled, name="equal_opportunity")
     units = encoded_patients(patients, size=len(called))
-    ill = truth == 1
+    return _among_the_ill(
+        called,
+        truth == 1,
+        np.asarray(groups),
+        units,
+        attribute=attribute,
+        levels=levels,
+        minimum_patients=minimum_patients,
+    )
+
+
+def _among_the_ill(
+    called: NDArray[np.bool_],
+    ill: NDArray[np.bool_],
+    groups: Codes,
+    units: Codes,
+    *,
+    attribute: str,
+    levels: Sequence[str],
+    minimum_patients: int,
+) -> GroupGap:
+    """The corrected reading: sensitivity by level and Welch's test of it; every array is ``[N]``."""
     codes = checked_groups(
         f"{attribute} among those with the finding",
-        np.asarray(groups)[ill],
+        groups[ill],
         levels,
         units[ill],
         minimum_patients=minimum_patients,
@@ -91,5 +113,5 @@ def equal_opportunity(
         rates=rates,
         difference=gap(rates),
         p_value=smallest_after_holm(welch_p_values(called[ill], codes, units[ill])),
-        reading=reading,
+        reading="corrected",
     )

@@ -86,7 +86,6 @@ def checked_groups(
     patients: Codes,
     *,
     minimum_patients: int = MINIMUM_PATIENTS,
-    setting: str = "minimum_patients",
 ) -> Codes:
     """Observed levels ``[N]`` of an attribute as positions in ``levels``, with enough patients of each.
 
@@ -117,9 +116,9 @@ def checked_groups(
         found = len(np.unique(patients[codes == position]))
         if found < minimum_patients:
             raise AuditError(
-                f"Attribute {attribute!r}: level {level!r} has {found} patients; {setting} = "
+                f"Attribute {attribute!r}: level {level!r} has {found} patients; minimum_patients = "
                 f"{minimum_patients} are needed. Add patients, join it with another level, leave the level "
-                f"out, or lower {setting}."
+                "out, or lower minimum_patients."
             )
     return codes.astype(np.int64)
 

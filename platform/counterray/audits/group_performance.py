@@ -15,13 +15,14 @@ from numpy.typing import ArrayLike, NDArray
 from counterray.audits.errors import (
     MINIMUM_PATIENTS,
     AuditError,
+    Codes,
     checked_groups,
     checked_labels,
     checked_scores,
     encoded_patients,
 )
 from counterray.evaluation.auroc import auroc
-from counterray.evaluation.intervals import Floats, patient_bootstrap
+from counterray.evaluation.intervals import Floats, Interval, patient_bootstrap
 
 CALIBRATION_BINS = 10
 """Bins of equal width of the expected calibration error, as Guo et al., 2017, have them (theirs: 15)."""
@@ -83,30 +84,52 @@ def group_performance(
     shape = np.asarray(scores).shape
     values = checked_scores("scores", scores, shape)
     truth = checked_labels("labels", labels, shape)
+    units = encoded_patients(patients, size=len(values))
     known = ~np.isnan(truth)
     if not known.any():
         raise AuditError(f"None of {len(values)} labels is known; performance needs some.")
-    units = encoded_patients(patients, size=len(values))
+    values, truth, units = values[known], truth[known], units[known]
     codes = checked_groups(
         f"{attribute} among those with a known label",
         np.asarray(groups)[known],
         levels,
-        units[known],
+        units,
         minimum_patients=minimum_patients,
     )
-    names = np.asarray(levels)[codes]
+    return _performance(
+        values, truth, codes, units, levels=levels, threshold=threshold, resamples=resamples, seed=seed
+    )
+
+
+def _performance(
+    scores: Floats,
+    truth: Floats,
+    codes: Codes,
+    units: Codes,
+    *,
+    levels: Sequence[str],
+    threshold: float,
+    resamples: int,
+    seed: int,
+) -> GroupPerformance:
+    """The same of checked arrays ``[N]`` with no unknown label; ``units`` are patients."""
     frame = MetricFrame(
         metrics={name: partial(_quiet, metric, threshold) for name, metric in _METRICS.items()},
-        y_true=truth[known],
-        y_pred=values[known],
-        sensitive_features=names,
+        y_true=truth,
+        y_pred=scores,
+        sensitive_features=np.asarray(levels)[codes],
     )
     found = {}
-    for level in levels:
-        rows = np.flatnonzero(known)[names == level]
-        found[level] = _with_intervals(
-            frame.by_group.loc[level], values[rows], truth[rows], units[rows], threshold, resamples, seed
+    for position, level in enumerate(levels):
+        here = codes == position
+        intervals = _intervals(
+            scores[here], truth[here], units[here], threshold=threshold, resamples=resamples, seed=seed
         )
+        values = frame.by_group.loc[level]
+        found[level] = {
+            name: GroupValue(float(values[name]), interval.low, interval.high)
+            for name, interval in zip(_METRICS, intervals, strict=True)
+        }
     gaps = frame.difference(method="between_groups")
     return GroupPerformance(by_level=found, difference={name: float(gaps[name]) for name in _METRICS})
 
@@ -146,23 +169,20 @@ def _quiet(metric: Metric, threshold: float, truth: Any, scores: Any) -> float:
     return metric(truth, scores, scores >= threshold)
 
 
-def _with_intervals(
-    values: Any,
+def _intervals(
     scores: Floats,
     truth: Floats,
-    units: NDArray[np.int64],
+    units: Codes,
+    *,
     threshold: float,
     resamples: int,
     seed: int,
-) -> dict[str, GroupValue]:
-    def statistic(rows: NDArray[np.int64]) -> Floats:
+) -> list[Interval]:
+    """The interval of each of `_METRICS` over resampled patients; every array is ``[N]`` of one level."""
+
+    def statistic(rows: Codes) -> Floats:
         return np.array(
             [_quiet(metric, threshold, truth[rows], scores[rows]) for metric in _METRICS.values()]
         )
 
-    names = [str(unit) for unit in units]
-    intervals = patient_bootstrap(statistic, names, resamples=resamples, seed=seed)
-    return {
-        name: GroupValue(float(values[name]), interval.low, interval.high)
-        for name, interval in zip(_METRICS, intervals, strict=True)
-    }
+    return patient_bootstrap(statistic, [str(unit) for unit in units], resamples=resamples, seed=seed)

@@ -1,4 +1,4 @@
-"""Corrected p-values over everything that is tested at once: findings × pairs of levels × classifiers."""
+"""Corrected p-values over what is tested of one attribute: classifiers × findings × pairs of levels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Correction = Literal["holm", "benjamini_yekutieli", "none"]
 
 
 def corrected(p_values: Floats, correction: Correction) -> Floats:
-    """Corrected p-values ``[m]``; the whole array is one family.
+    """Corrected p-values ``[m]`` over the whole array, which audits fill with the tests of one attribute.
 
     Raises:
         AuditError: If a p-value is no number in [0, 1].

@@ -23,7 +23,7 @@ from counterray.audits.reporting.verdicts import (
     refused_section,
     verdicts_section,
 )
-from counterray.audits.reporting.wording import LIMITS, words
+from counterray.audits.reporting.wording import LIMITS, refused_targets, words
 from counterray.evaluation.report import Cell, Missing, Report
 from counterray.evaluation.sections import provenance_section
 from counterray.evaluation.wording import SYNTHETIC_NOTICE
@@ -41,7 +41,7 @@ class AuditReport:
         results: One entry for each attribute with levels.
         doses: One entry for each continuous attribute.
         refused: Kind (``classifiers``, ``attributes``, ``targets``) to the name of each that was not audited,
-            to the reason.
+            to the reason; targets that ``results`` refuse are added.
         warnings: What a reader must know before the verdicts.
         facts: Code version, data fingerprint, generator, seeds and the like; no identifiers.
         bundles: Role of each network (classifiers, generator, judges) to its checksum.
@@ -78,6 +78,15 @@ class AuditReport:
         return [each.attribute for each in self.results] + [each.attribute for each in self.doses]
 
     @property
+    def left_out(self) -> dict[str, dict[str, str]]:
+        """``refused``, with the targets that the audits of ``results`` refuse."""
+        found = {kind: dict(reasons) for kind, reasons in self.refused.items()}
+        targets = refused_targets(audit for each in self.results for audit in each.audits)
+        if targets:
+            found["targets"] = {**found.get("targets", {}), **targets}
+        return found
+
+    @property
     def subtitle(self) -> str:
         """What was audited, in a sentence."""
         if not self._attributes:
@@ -100,7 +109,7 @@ class AuditReport:
         report = Report(self.title, self.subtitle, SYNTHETIC_NOTICE, footer)
         if self._attributes:
             report.add(verdicts_section(self.results, self.doses))
-        report.add(refused_section(self.refused, self.warnings))
+        report.add(refused_section(self.left_out, self.warnings))
         for each in self.results:
             title = _heading(each.attribute)
             gates = {f"Gates of the {audit.effect} effect": audit.gates for audit in each.audits}
@@ -130,7 +139,7 @@ class AuditReport:
             "subtitle": self.subtitle,
             "attributes": [each.as_json() for each in self.results],
             "doses": [each.as_json() for each in self.doses],
-            "refused": {kind: dict(reasons) for kind, reasons in self.refused.items()},
+            "refused": self.left_out,
             "warnings": list(self.warnings),
             "facts": {name: _plain(value) for name, value in self.facts.items()},
             "bundles": dict(self.bundles),
@@ -144,7 +153,7 @@ class AuditReport:
             self.results,
             self.doses,
             title=self.title,
-            refused=self.refused,
+            refused=self.left_out,
             warnings=self.warnings,
             facts=self._facts(),
             bundles=self.bundles,

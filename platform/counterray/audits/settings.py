@@ -65,7 +65,9 @@ class AuditConfig(Config):
     """How counterfactual effects are tested."""
 
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
-    """Rate of false "depends" over the whole family, and of false "invariant" for each claim."""
+    """Rate of false "depends" over all tests of one attribute together (classifiers × findings × pairs of
+    levels), and of false "invariant" for each claim. Attributes are not corrected for each other: where
+    several are audited, ask for ``alpha`` divided by their number to bound the rate over all of them."""
     margins: MarginConfig = MarginConfig()
     """Effects that are tolerated."""
     gates: GateConfig = GateConfig()
@@ -74,7 +76,7 @@ class AuditConfig(Config):
     """Which p-value decides "depends": roles permuted within patients, patients resampled, or the t-test of
     the mean square effect against that of null interventions."""
     correction: Literal["holm", "benjamini_yekutieli", "none"] = "holm"
-    """How p-values are corrected over classifiers, findings and pairs of levels."""
+    """How p-values are corrected over the classifiers, findings and pairs of levels of one attribute."""
     resamples: int = Field(default=1000, ge=200)
     """Bootstrap resamples of patients."""
     permutations: int = Field(default=1999, ge=199)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Literal
 
 import numpy as np
@@ -80,6 +80,11 @@ class TableClassifier:
                 f"Classifier {self.name!r}: columns {', '.join(self.findings)} hold something that is no "
                 "number. Leave a prediction that is missing empty."
             ) from None
+
+    @property
+    def keys(self) -> Set[str]:
+        """Names of the images that it has predictions of."""
+        return self._rows.keys()
 
     def scores(self, image: Tensor, *, keys: Sequence[str]) -> Floats:
         """Probabilities ``[N, F]`` of the images named ``keys``; see `ImageClassifier`.

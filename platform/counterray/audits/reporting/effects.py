@@ -9,7 +9,7 @@ from counterray.audits.findings import EffectAudit, Estimate, PairFinding
 from counterray.audits.reporting.gallery import gallery
 from counterray.audits.reporting.groups import LevelCount
 from counterray.audits.reporting.results import AttributeResults
-from counterray.audits.reporting.wording import VERDICTS, change, spread, words
+from counterray.audits.reporting.wording import VERDICTS, change, corrected_over, spread, words
 from counterray.evaluation.charts import Dots
 from counterray.evaluation.report import Block, Cell, Curves, DotPanel, Missing, Section, Table, Text
 
@@ -190,8 +190,9 @@ def _p_values(audit: EffectAudit, *, folded: bool) -> Table:
         columns,
         rows,
         f"p-values, {audit.effect} effect: “p” is by the {config.test} test and decides “depends” at "
-        f"{config.alpha:g} once corrected over {len(audit.findings)} tests; all three p of equivalence have "
-        f"to be at most {config.alpha:g} for “invariant”. Detectable: with power {config.power:g}",
+        f"{config.alpha:g} once corrected over {corrected_over(len(audit.findings))}; all three p of "
+        f"equivalence have to be at most {config.alpha:g} for “invariant”. Detectable: with power "
+        f"{config.power:g}",
         folded,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,10 +47,11 @@ def patient_code(patient: str, *, salt: bytes) -> str:
 
 
 def most_affected(scores: CounterfactualScores, *, count: int, salt: bytes) -> list[Pick]:
-    """The individuals that change most from their own level to another, a patient once, targets in turn.
+    """The individuals that change most from their own level to another, a patient once, the largest first.
 
-    Those whose decision flips come first, then those whose score changes most; ties go by the patient's
-    code.
+    Decisions that flip come before scores that only move. Of either kind the picks are spread: each is of the
+    classifier that has fewest so far, of these of the finding that has fewest, and of these the largest
+    change; ties go by the patient's code.
 
     Args:
         scores: Checked scores.
@@ -61,27 +63,54 @@ def most_affected(scores: CounterfactualScores, *, count: int, salt: bytes) -> l
     flips = (scores.intervened >= cut) != (own >= cut)
     size = np.abs(scores.intervened - own)
     codes = np.array([patient_code(patient, salt=salt) for patient in scores.patients])
-    ranked = [_ranked(flips[t], size[t], codes) for t in range(len(scores.targets))]
-    picks: list[Pick] = []
-    shown: set[str] = set()
-    while len(picks) < count and any(ranked):
-        for target, waiting in enumerate(ranked):
-            while waiting:
-                individual, level = waiting.pop(0)
-                if codes[individual] not in shown:
-                    shown.add(codes[individual])
-                    picks.append(Pick(target, individual, level))
-                    break
-            if len(picks) == count:
-                break
-    return picks
+    waiting = [_ranked(t, flips[t], size[t], codes, count=count) for t in range(len(scores.targets))]
+    chosen: list[_Change] = []
+    taken: Counter[tuple[str, str]] = Counter()
+
+    def turn(change: _Change) -> tuple[bool, int, int, float, str]:
+        target = scores.targets[change.pick.target]
+        turns = taken["classifier", target.classifier], taken["finding", target.finding]
+        return (not change.flips, *turns, -change.size, change.code)
+
+    while len(chosen) < count and any(waiting):
+        change = min((changes[0] for changes in waiting if changes), key=turn)
+        chosen.append(change)
+        target = scores.targets[change.pick.target]
+        taken.update([("classifier", target.classifier), ("finding", target.finding)])
+        waiting = [[each for each in changes if each.code != change.code] for changes in waiting]
+    return [each.pick for each in sorted(chosen, key=lambda each: each.rank)]
 
 
-def _ranked(flips: NDArray[np.bool_], size: Floats, codes: NDArray[np.str_]) -> list[tuple[int, int]]:
-    """Individual and level of every change of one target, the largest first."""
+@dataclass(frozen=True)
+class _Change:
+    """A pick, the patient's code, and how large the change is."""
+
+    pick: Pick
+    code: str
+    flips: bool
+    size: float
+
+    @property
+    def rank(self) -> tuple[bool, float, str]:
+        """Sorts flips first, then by size, then by code."""
+        return (not self.flips, -self.size, self.code)
+
+
+def _ranked(
+    target: int, flips: NDArray[np.bool_], size: Floats, codes: NDArray[np.str_], *, count: int
+) -> list[_Change]:
+    """The largest change of each patient, the largest first; of as many patients as could be shown."""
     rows, levels = np.nonzero(size > 0)
     order = np.lexsort((codes[rows], -size[rows, levels], ~flips[rows, levels]))
-    return [(int(rows[k]), int(levels[k])) for k in order]
+    found: dict[str, _Change] = {}
+    for row, level in zip(rows[order].tolist(), levels[order].tolist(), strict=True):
+        if len(found) == count:
+            break
+        change = _Change(
+            Pick(target, row, level), str(codes[row]), bool(flips[row, level]), float(size[row, level])
+        )
+        found.setdefault(change.code, change)
+    return list(found.values())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from counterray.audits.gates import Gate
 from counterray.audits.reporting.doses import DoseResults
 from counterray.audits.reporting.results import AttributeResults
 from counterray.audits.reporting.verdicts import deciding
-from counterray.audits.reporting.wording import LIMITS, VERDICTS, measured, words
+from counterray.audits.reporting.wording import LIMITS, VERDICTS, corrected_over, measured, words
 from counterray.evaluation.report import Cell, Missing
 
 _COLUMNS = ("classifier, finding", "change that decides", "verdict", "mean effect", "flips", "p corrected")
@@ -57,7 +57,7 @@ def _attribute(audit: EffectAudit) -> list[str]:
         f"{audit.individuals} images of {audit.patients} patients; levels {_text(', '.join(audit.levels))}. "
         f"Margins: mean effect {config.margins.mean_effect:g}, |effect| {config.margins.absolute_effect:g}, "
         f"flips {config.margins.flip_rate:.1%}; level {config.alpha:g}, corrected by "
-        f"{words(config.correction)} over {len(audit.findings)} tests. Intervals are 95 %.",
+        f"{words(config.correction)} over {corrected_over(len(audit.findings))}. Intervals are 95 %.",
         "",
         f"| {' | '.join(_COLUMNS)} |",
         f"|{'---|' * len(_COLUMNS)}",
@@ -74,10 +74,6 @@ def _attribute(audit: EffectAudit) -> list[str]:
             f"{finding.p_corrected:.3g}" if told else "–",
         )
         lines.append(f"| {' | '.join(cells)} |")
-    lines += [
-        f"| {_text(name)} | – | Not audited: {_text(why)} | – | – | – |"
-        for name, why in audit.refused.items()
-    ]
     return [*lines, *_gates(audit.gates)]
 
 

@@ -45,17 +45,11 @@ def verdicts_section(results: Sequence[AttributeResults], doses: Sequence[DoseRe
     cards = [Card(text, found.count(verdict), f"of {len(found)}") for verdict, text in VERDICTS.items()]
     columns = ["Classifier, finding", "Attribute and effect", "Verdict", "In plain words", "To settle it"]
     cells = [cells for _, cells in rows]
-    refused: list[list[Cell]] = [
-        [name, f"{words(audit.attribute)}, {audit.effect} effect", reason]
-        for audit in audits
-        for name, reason in audit.refused.items()
-    ]
     blocks: list[Block] = [
         Cards(cards),
         Text([*map(_closed, audits), *map(_closed_doses, doses)], tone="warning"),
         Table(columns, cells[:SHOWN], "Verdicts"),
         Table(columns, cells[SHOWN:], f"{len(cells) - SHOWN} more verdicts", folded=True),
-        Table(["Classifier, finding", "Attribute and effect", "Not audited, because"], refused, "Left out"),
         KeyValues(list(VERDICT_MEANINGS.items()), caption="What the verdicts mean", folded=True),
     ]
     return Section(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from counterray.audits.findings import EffectAudit, Estimate, PairFinding
 from counterray.audits.gates import Gate, GateName
@@ -68,6 +69,8 @@ LIMITS = (
     "A learned generator that makes the same image again and again has null interventions that change "
     "nothing. Any trace that it leaves on what should stay is then significant and would be taken for the "
     "classifier's doing: what bounds it are the gate off target and the margins, not the p-value.",
+    "The correction for many tests is made within each attribute and effect, not over several of them: with "
+    "k attributes the chance of any false “depends” is up to k times the level.",
     "“Invariant” is a statement about these margins, this threshold, these findings and these levels. An "
     "effect within the margins may still matter where decisions are many.",
     "Individuals that the classifier was trained on make it look more stable than it is; audit on others.",
@@ -77,6 +80,26 @@ LIMITS = (
 def words(name: str) -> str:
     """A snake-case name for reading, as it stands inside a sentence."""
     return name.replace("_", " ")
+
+
+def corrected_over(tests: int) -> str:
+    """What the p-values of an attribute are corrected over, given the number of its tests."""
+    return f"the {tests} tests of this attribute (classifiers × findings × pairs of levels)"
+
+
+def refused_targets(audits: Iterable[EffectAudit]) -> dict[str, str]:
+    """Name of each target that an audit refused, to the reason and the attributes that it was refused for."""
+    reasons: dict[str, dict[str, list[str]]] = {}
+    for audit in audits:
+        for name, reason in audit.refused.items():
+            attributes = reasons.setdefault(name, {}).setdefault(reason, [])
+            if audit.attribute not in attributes:
+                attributes.append(audit.attribute)
+    told = {
+        name: [f"For {', '.join(map(words, attributes))}: {reason}" for reason, attributes in each.items()]
+        for name, each in reasons.items()
+    }
+    return {name: " ".join(each) for name, each in told.items()}
 
 
 def spread(estimate: Estimate | None, *, missing: str, percent: bool = False) -> Cell:
