@@ -207,11 +207,14 @@ class Auditor:
         status = self._status(job)
         if status in _RUNNING:
             return {"state": "running"}
+        # A report says what could be audited, which may be nothing; the job that is run again says why.
+        done = (place / REPORT).exists() and bool(verdicts_of((place / AUDIT).read_json()))
         if status is None:
-            # A report says what could be audited, which may be nothing; the job that is run again says why.
-            done = (place / REPORT).exists() and verdicts_of((place / AUDIT).read_json())
             return self._end(place, "succeeded", "") if done else {"state": "queued"}
-        return self._end(place, _ENDED[status], self._why(job) if status == "FAILED" else "")
+        if status == "FAILED":
+            # A job whose report leaves out some of what was asked for fails, too, and says what.
+            return self._end(place, "succeeded" if done else "failed", self._why(job))
+        return self._end(place, _ENDED[status], "")
 
     def _end(self, place: Location, state: AuditState, message: str) -> Mapping[str, Any]:
         verdicts: dict[str, dict[str, str]] = {}

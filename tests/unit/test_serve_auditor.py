@@ -117,6 +117,18 @@ def test_a_job_that_ended_while_nobody_looked_counts_by_what_it_left(place):
     assert auditor.find(name).state == "succeeded"
 
 
+def test_an_audit_that_leaves_out_a_classifier_has_its_report_and_says_so(place):
+    jobs = Jobs()
+    auditor = auditor_of(place, jobs)
+    name = auditor.submit(request_of(place)).id
+    finish(place, name, jobs, sex={"classifier, edema": "no effect"})
+    jobs.status[f"audit-{name}-1"] = Status.FAILED
+    jobs.logs = "12:00 I starting\nerror: Without a verdict: other (constant).\n"
+    audit = auditor.find(name)
+    assert (audit.state, audit.message) == ("succeeded", "Without a verdict: other (constant).")
+    assert auditor.report(name)
+
+
 def test_a_failed_audit_says_why(place):
     jobs = Jobs()
     auditor = auditor_of(place, jobs)

@@ -37,7 +37,7 @@ class PairFinding:
         verdict: See `Verdict`.
         numbers: Name to estimate, see `summaries`.
         p_value: Of dependence, by the test that the settings choose, uncorrected.
-        p_corrected: The same over the family.
+        p_corrected: The same, corrected over all targets and pairs of the attribute.
         p_permutation: By permutation of roles within patients, or of generators.
         p_bootstrap: By resampling patients.
         p_delta: By the one-sided t-test of the mean square; like the bootstrap's NaN for null generators.
