@@ -32,8 +32,10 @@ demo: setup
 serve: setup
 	$(BIN)/python -m jobs serve
 
+# One process a core where no Ray is needed; then those that share one Ray.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not cluster and not experiment"
+	$(BIN)/python -m pytest -m "cluster and not experiment"
 
 experiments: setup
 	$(BIN)/python -m pytest -m experiment
