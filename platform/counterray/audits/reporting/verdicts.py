@@ -50,6 +50,9 @@ def verdicts_section(results: Sequence[AttributeResults], doses: Sequence[DoseRe
         for audit in audits
         for name, reason in audit.refused.items()
     ]
+    refused += [
+        [name, _about_doses(each), reason] for each in doses for name, reason in each.audit.refused.items()
+    ]
     blocks: list[Block] = [
         Cards(cards),
         Text([*map(_closed, audits), *map(_closed_doses, doses)], tone="warning"),
@@ -132,7 +135,7 @@ def _dose_rows(doses: Sequence[DoseResults]) -> list[tuple[Verdict, list[Cell]]]
             finding.verdict,
             [
                 words(finding.target.name),
-                f"{words(each.attribute)}, dose and response",
+                _about_doses(each),
                 VERDICTS[finding.verdict],
                 each.sentence(finding),
                 "",
@@ -140,6 +143,10 @@ def _dose_rows(doses: Sequence[DoseResults]) -> list[tuple[Verdict, list[Cell]]]
         )
         for each, finding in dose_rows(doses)
     ]
+
+
+def _about_doses(results: DoseResults) -> str:
+    return f"{words(results.attribute)}, dose and response"
 
 
 def _closed(audit: EffectAudit) -> str:
