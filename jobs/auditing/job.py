@@ -69,6 +69,8 @@ def audit(
     if not roll.candidates and not config.export:
         raise AuditError("No classifier can be audited. " + " ".join(roll.refused.values()))
     plan = make_plan(dataset, source, roll, attributes, config)
+    for reason in plan.refused.values():
+        logger.warning("not audited: %s", reason)
     _check_folder(target)
     with RunLock(target, work="audit"):
         (target / REQUEST_FILE).write_json({"job": "audit"})
@@ -76,13 +78,13 @@ def audit(
         exported = _export(plan, source, target, dataset) if config.export else 0
         result = count(plan, source, jury, roll, config)
         write_report(target, report_of(result, plan, source, jury, config, salt=read_salt(target)))
-    if not result.attributes and not config.export:
+    if not result.verdicts() and not config.export:
         reasons = [reason for group in result.refused.values() for reason in group.values()]
         raise AuditError(f"Nothing could be audited. {' '.join(reasons)}")
     return {
         "out": target.uri,
         "report": (target / PAGE_FILE).uri,
-        "verdicts": {name: one.effect.verdicts() for name, one in result.attributes.items()},
+        "verdicts": result.verdicts(),
         "refused": {kind: dict(reasons) for kind, reasons in result.refused.items()},
         "warnings": list(result.warnings),
         "exported": exported,

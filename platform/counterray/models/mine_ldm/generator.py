@@ -80,6 +80,7 @@ class AttributeGenerator:
         self.image_size: int = model.image_size
         self.finding_names: tuple[str, ...] = ()
         self.levels: Mapping[str, tuple[str, ...]] = model.space.levels
+        self.ranges: Mapping[str, tuple[float, float]] = {}
         self.seeded = model.seeded
 
     @torch.no_grad()

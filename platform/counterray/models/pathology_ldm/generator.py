@@ -91,6 +91,7 @@ class PathologyLDMGenerator:
         drawn_to = aims is not None and aims.targets != "centroid"  # a reference that the seed chooses
         self.seeded = self.model.abduction.noise == "fresh" or drawn_to
         self.levels: Mapping[str, tuple[str, ...]] = {}
+        self.ranges: Mapping[str, tuple[float, float]] = {}
         self._training = training
         self._references: dict[tuple[str, ...], Tensor] = {}
 
