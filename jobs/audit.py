@@ -28,7 +28,8 @@ def main(
     judge: Annotated[
         list[str] | None,
         typer.Option(
-            help="Bundle that measures gates: demographic, classifier, identity_encoder. Repeatable."
+            help="Bundle that measures gates: demographic (regressor for age), classifier, identity_encoder. "
+            "Repeatable."
         ),
     ] = None,
     cache: Annotated[

@@ -28,11 +28,11 @@ VERDICT_MEANINGS: dict[str, str] = {
 }
 
 GATE_QUESTIONS: dict[GateName, str] = {
-    "effectiveness": "Does an independent judge read the level that was asked for? Share of images",
+    "effectiveness": "Does an independent judge read the level or dose that was asked for? Share of images",
     "composition": "Does an image stay as it is when nothing is asked? Mean change, share of the grey range",
     "off_target": "Do findings and attributes that should stay, stay? Mean change of probability",
     "identity": "Is it still the same patient? Cosine similarity of identity features",
-    "judge_auroc": "Can the attribute's judge read real images? AUROC",
+    "judge_auroc": "Can the attribute's judge read real images? AUROC, or share of pairs in the right order",
 }
 
 TESTS: dict[str, str] = {
