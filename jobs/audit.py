@@ -13,7 +13,10 @@ from jobs.common import Address, AsJson, Overrides, connect, run
 def main(
     generator: Annotated[str, typer.Option(help="Bundle of a generator, or exact on phantom data.")],
     data: Annotated[str, typer.Option(help="Dataset of an ingest: folder or s3:// URI.")],
-    attribute: Annotated[list[str], typer.Option(help="Such as sex, group or scanner. Repeatable.")],
+    attribute: Annotated[
+        list[str],
+        typer.Option(help="Such as sex or scanner, or age with --set doses.age=[40,60,80]. Repeatable."),
+    ],
     out: Annotated[str, typer.Option(help="Folder or s3:// URI of the results; run again to continue.")],
     classifier: Annotated[
         list[str] | None,
@@ -25,7 +28,8 @@ def main(
     judge: Annotated[
         list[str] | None,
         typer.Option(
-            help="Bundle that measures gates: demographic, classifier, identity_encoder. Repeatable."
+            help="Bundle that measures gates: demographic (regressor for age), classifier, identity_encoder. "
+            "Repeatable."
         ),
     ] = None,
     cache: Annotated[

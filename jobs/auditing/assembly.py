@@ -8,13 +8,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from counterray.audits.classifiers.thresholds import ThresholdConfig, chosen_threshold, given_threshold
+from counterray.audits.dose_scores import DoseScores
 from counterray.audits.errors import AuditError
 from counterray.audits.scores import CounterfactualScores, Target
+from counterray.data.study import UNITS
 from counterray.evaluation.intervals import Floats
 from counterray.storage import Location
 from jobs.auditing.request import AuditJobConfig
 from jobs.auditing.scoring import Candidate, read_scores
-from jobs.auditing.sets import ImageSet, labels_of, own_levels
+from jobs.auditing.sets import ImageSet, labels_of, own_doses, own_levels
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,12 @@ class Assembled:
     """Scores of one attribute.
 
     Attributes:
-        scores: Of all targets on the studies whose images are all there.
+        scores: Of all targets on the studies whose images are all there; `DoseScores` of a continuous
+            attribute.
         kept: Positions of these studies in the set.
     """
 
-    scores: CounterfactualScores
+    scores: CounterfactualScores | DoseScores
     kept: tuple[int, ...]
 
 
@@ -116,19 +119,34 @@ def assemble(
             "audit; one of each is needed. The reasons stand beside it."
         )
     views, studies = images.views, images.studies.take(rows)
+    made = _scores_of(cache, candidates, targets, images, rows=rows)  # [T, N, V]
+    intervened, nulled = made[..., : len(views.settings)], made[..., len(views.settings) :]
+    patients = studies["patient_id"].to_pylist()
+    if views.doses:
+        doses = DoseScores(
+            attribute=views.attribute,
+            unit=UNITS[views.attribute],
+            doses=views.doses,
+            targets=flat,
+            own=own_doses(studies, views.attribute),
+            at_own=nulled[..., 0],
+            intervened=intervened,
+            placebo=nulled[..., 1:],
+            patients=patients,
+        )
+        return Assembled(doses, tuple(rows))
     place = {number: row for row, number in enumerate(observed.studies["number"].to_pylist())}
     real = [place[number] for number in studies["number"].to_pylist()]
-    made = _scores_of(cache, candidates, targets, images, rows=rows)
     scores = CounterfactualScores(
         attribute=views.attribute,
         levels=views.levels,
         targets=flat,
         observed=_scores_of(cache, candidates, targets, observed, rows=real)[..., 0],
-        intervened=made[..., : len(views.levels)],
-        placebo=made[..., len(views.levels) :],
+        intervened=intervened,
+        placebo=nulled,
         own=own_levels(studies, views.attribute, views.levels),
         labels=np.stack([labels_of(studies, target.finding) for target in flat]),
-        patients=studies["patient_id"].to_pylist(),
+        patients=patients,
         effect=config.effect,
     )
     return Assembled(scores, tuple(rows))

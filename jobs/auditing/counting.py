@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from counterray.audits.counterfactual_effect import counterfactual_effect
+from counterray.audits.dose_response import dose_response
+from counterray.audits.dose_scores import DoseScores
 from counterray.audits.errors import AuditError
+from counterray.audits.reporting.doses import DoseResults
 from counterray.audits.reporting.wording import refused_targets
 from counterray.audits.settings import AuditConfig
 from jobs.ancestry import trained_on
 from jobs.auditing.assembly import Thresholds, assemble, choose_thresholds
 from jobs.auditing.candidates import Roll
-from jobs.auditing.judging import Jury, gate_readings, read_judged
+from jobs.auditing.gating import gate_readings
+from jobs.auditing.judging import Jury, read_judged
 from jobs.auditing.making import Source
 from jobs.auditing.planning import Plan
 from jobs.auditing.request import AuditJobConfig
@@ -23,6 +27,7 @@ def count(plan: Plan, source: Source, jury: Jury, roll: Roll, config: AuditJobCo
     """The audits of all attributes; those that cannot be made are refused."""
     thresholds = choose_thresholds(source.cache, roll.candidates, plan.validation)
     audited: dict[str, AttributeAudit] = {}
+    doses: dict[str, DoseResults] = {}
     refused = dict(plan.refused)
     warnings = [*roll.warnings, *_generator_warnings(source, config)]
     warnings += [images.set_aside for images in plan.attributes.values() if images.set_aside]
@@ -34,19 +39,24 @@ def count(plan: Plan, source: Source, jury: Jury, roll: Roll, config: AuditJobCo
                 "studies are left out, as the generator could not make every image of them."
             )
         try:
-            audited[attribute] = _of_attribute(
-                images, plan, source, jury, roll, thresholds, kept=kept, config=config
-            )
+            found = _of_attribute(images, plan, source, jury, roll, thresholds, kept=kept, config=config)
+            if isinstance(found, DoseResults):
+                doses[attribute] = found
+            else:
+                audited[attribute] = found
         except AuditError as error:
             refused[attribute] = str(error)
     return AuditResult(
         attributes=audited,
+        doses=doses,
         refused={
             "attributes": refused,
             "classifiers": roll.refused,
             "targets": {
                 **thresholds.refused,
-                **refused_targets(one.effect for one in audited.values()),
+                **refused_targets(
+                    [*(one.effect for one in audited.values()), *(one.audit for one in doses.values())]
+                ),
             },
         },
         warnings=warnings,
@@ -65,7 +75,7 @@ def _of_attribute(
     *,
     kept: Sequence[int],
     config: AuditJobConfig,
-) -> AttributeAudit:
+) -> AttributeAudit | DoseResults:
     assembled = assemble(
         source.cache,
         roll.candidates,
@@ -79,9 +89,13 @@ def _of_attribute(
         read_judged(jury, images), images, jury.labels(), findings=jury.findings(), kept=assembled.kept
     )
     settings = config.audit if source.bundle is not None else _waived(config.audit)
+    scores = assembled.scores
+    if isinstance(scores, DoseScores):
+        audit = dose_response(scores, settings, readings=readings)
+        return DoseResults(audit=audit, individuals=len(scores), patients=len(set(scores.patients)))
     return AttributeAudit(
-        effect=counterfactual_effect(assembled.scores, settings, readings=readings),
-        scores=assembled.scores,
+        effect=counterfactual_effect(scores, settings, readings=readings),
+        scores=scores,
         images=images,
         kept=assembled.kept,
     )

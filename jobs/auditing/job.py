@@ -72,6 +72,8 @@ def audit(
     if not roll.candidates and not config.export:
         raise AuditError("No classifier can be audited. " + " ".join(roll.refused.values()))
     plan = make_plan(dataset, source, roll, attributes, config)
+    for reason in plan.refused.values():
+        logger.warning("not audited: %s", reason)
     _check_folder(target)
     with RunLock(target, work="audit"):
         (target / REQUEST_FILE).write_json({"job": "audit"})
@@ -81,7 +83,7 @@ def audit(
         # Without a classifier there is nothing to report yet: who exports first audits later.
         if classifiers:
             write_report(target, report_of(result, plan, source, jury, config, salt=read_salt(target)))
-    if not result.attributes and not exported:
+    if not result.verdicts() and not exported:
         reasons = [reason for group in result.refused.values() for reason in group.values()]
         raise AuditError(f"Nothing could be audited. {' '.join(reasons)}")
     told = _told(result, target, reported=bool(classifiers), exported=exported)
@@ -93,7 +95,7 @@ def _told(result: AuditResult, target: Location, *, reported: bool, exported: in
     return {
         "out": target.uri,
         "report": (target / PAGE_FILE).uri if reported else "",
-        "verdicts": {name: one.effect.verdicts() for name, one in result.attributes.items()},
+        "verdicts": result.verdicts(),
         "refused": {kind: dict(reasons) for kind, reasons in result.refused.items()},
         "incomplete": result.incomplete(),
         "warnings": list(result.warnings),

@@ -1,36 +1,33 @@
-"""What judges say of a chunk's counterfactuals, and the readings of the gates that come of it."""
+"""What judges say of a chunk's counterfactuals, kept for the gates."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from counterray.audits.clustered import ClusteredMeans
-from counterray.audits.equivalence import rate_interval
-from counterray.audits.errors import Codes
-from counterray.audits.gates import GateName, Reading
 from counterray.bundle import Bundle, BundleError
-from counterray.evaluation.auroc import auroc
-from counterray.evaluation.intervals import Floats, patient_bootstrap
+from counterray.evaluation.intervals import Floats
 from counterray.evaluation.judge import demographic_judges, open_judge
 from counterray.evaluation.metric import Judge
 from counterray.evaluation.pixel_error import mean_absolute_error
 from counterray.storage import Location
 from jobs.auditing.making import Source
-from jobs.auditing.sets import ImageSet, SetChunk, Views, own_levels
+from jobs.auditing.sets import ImageSet, SetChunk
+from jobs.auditing.views import Views
 from jobs.generation.chunks import parquet, read_parquet
 from jobs.generation.selection import read_batch
 
-JUDGES = ("demographic", "classifier", "identity_encoder")
-"""Stages of bundles that measure gates: the level that is read, findings that should stay, identity."""
+JUDGES = ("demographic", "regressor", "classifier", "identity_encoder")
+"""Stages of bundles that measure gates: the level or the dose that is read, findings that should stay,
+identity."""
 
 JUDGED_SCHEMA = pa.schema(
     [
@@ -44,8 +41,8 @@ JUDGED_SCHEMA = pa.schema(
     ]
 )
 """Of a study's view: distance from the observed image, likeness of identity to it, change of each finding and
-of other attributes from the null intervention, and the probabilities read of the attribute's levels. Null
-where no judge was there to say it."""
+of other attributes from the null intervention, and what is read of the attribute: the probabilities of its
+levels, or its dose. Null where no judge was there to say it."""
 
 
 @dataclass
@@ -102,19 +99,16 @@ class Jury:
         """Judges a chunk; returns the number of its rows."""
         self.open()
         batch, views = read_batch(self.source.dataset, chunk.studies), chunk.views
-        vocabulary = self.source.dataset.manifest.vocabulary[views.attribute]
-        codes = batch.attributes[views.attribute].long().tolist()
-        own = torch.tensor([views.levels.index(vocabulary[code]) for code in codes])
-        made = self.source.read(chunk)
-        levels = torch.stack([made[f"level{k}"] for k in range(len(views.levels))])
-        null = levels[own, torch.arange(len(own))]
+        made = {"observed": batch.image, **self.source.read(chunk)}
+        null = _at_own(made, views, self.source.own_settings(batch, views.attribute))
         rows: list[dict[str, Any]] = []
-        for k in range(-1, len(views.levels)):
-            image = batch.image if k < 0 else levels[k]
-            said = judged(self._judges, self._attributes, image, views=views, observed=batch.image, null=null)
+        for view in views.judged:
+            said = judged(
+                self._judges, self._attributes, made[view], views=views, observed=batch.image, null=null
+            )
             for row, number in enumerate(chunk.studies["number"].to_pylist()):
                 one = {name: values[row].tolist() for name, values in said.items()}
-                rows.append({"number": number, "view": "observed" if k < 0 else f"level{k}", **one})
+                rows.append({"number": number, "view": view, **one})
         self.place(chunk).write_bytes(parquet(pa.Table.from_pylist(rows, JUDGED_SCHEMA)))
         return len(rows)
 
@@ -126,6 +120,17 @@ class Jury:
         """What the judge of findings tells; nothing without one."""
         judge = self.open()._judges.get("classifier")
         return () if judge is None else tuple(judge.outputs)
+
+
+def _at_own(made: Mapping[str, Tensor], views: Views, own: NDArray[Any]) -> Tensor:
+    """The image ``[N, 1, S, S]`` of each study at its own level or dose, by the path of the settings."""
+    if views.doses:
+        return made["own"]
+    null = torch.empty_like(made["observed"])
+    for view, level in views.settings.items():
+        there = torch.from_numpy(np.flatnonzero(own == level))
+        null[there] = made[view][there]
+    return null
 
 
 def judged(
@@ -140,15 +145,16 @@ def judged(
     """What judges say of images ``[N, 1, S, S]``, for `gate_readings`; nothing of judges that are not there.
 
     Args:
-        judges: ``classifier`` and ``identity_encoder``.
+        judges: ``classifier``, ``identity_encoder`` and ``regressor``.
         attributes: Attribute to its judge.
-        image: Observed images, or those at one level.
+        image: Observed images, or those at one level or dose.
         views: Of the attribute that is audited.
         observed: What was observed of each row.
-        null: The image at each row's own level.
+        null: The image at each row's own level or dose.
 
     Returns:
-        Column of `JUDGED_SCHEMA` to float64 values ``[N]``; ``findings`` ``[N, F]``; ``read`` ``[N, K]``.
+        Column of `JUDGED_SCHEMA` to float64 values ``[N]``; ``findings`` ``[N, F]``; ``read``
+        ``[N, K]`` of levels, ``[N, 1]`` of doses.
     """
     said = {"composition": mean_absolute_error(image, observed)}
     if "identity_encoder" in judges:
@@ -168,15 +174,18 @@ def judged(
         reading = attributes[views.attribute]
         columns = [reading.outputs.index(level) for level in views.levels]
         said["read"] = reading.scores(image)[:, columns]
+    elif "regressor" in judges and views.attribute in judges["regressor"].outputs:
+        reading = judges["regressor"]
+        said["read"] = reading.scores(image)[:, reading.columns((views.attribute,))]
     return {name: values.double().cpu() for name, values in said.items()}
 
 
 def read_judged(jury: Jury, images: ImageSet) -> dict[str, Floats]:
-    """Column to values ``[K + 1, N]``, the observed images first; a list has one more dimension.
+    """Column to values of `Views.judged` and studies ``[V, N]``; a list has one more dimension.
 
     Columns that no judge filled are left out.
     """
-    names = ["observed", *(f"level{k}" for k in range(len(images.views.levels)))]
+    names = images.views.judged
     tables = [read_parquet(jury.place(chunk), JUDGED_SCHEMA).to_pylist() for chunk in images.chunks]
     rows = {(row["view"], row["number"]): row for table in tables for row in table}
     numbers = images.studies["number"].to_pylist()
@@ -186,91 +195,3 @@ def read_judged(jury: Jury, images: ImageSet) -> dict[str, Floats]:
         if values[0][0] is not None:
             found[column] = np.array(values, dtype=np.float64)
     return found
-
-
-def gate_readings(
-    words: Mapping[str, Floats],
-    images: ImageSet,
-    labels: Mapping[str, str],
-    *,
-    findings: Sequence[str],
-    kept: Sequence[int],
-) -> list[Reading]:
-    """What the gates take: of each the worst over the levels that were set, and over findings.
-
-    Args:
-        words: From `read_judged`.
-        images: Of the attribute.
-        labels: Stage to the judge's label.
-        findings: What the judge of findings tells.
-        kept: Positions of the studies that are audited.
-    """
-    views = images.views
-    rows = np.asarray(kept)
-    own = own_levels(images.studies, views.attribute, views.levels)[rows]
-    names = [images.studies["patient_id"][row].as_py() for row in kept]
-    patients = np.unique(names, return_inverse=True)[1].astype(np.int64)
-    said = {name: values[:, rows] for name, values in words.items()}
-    null = np.take_along_axis(said["composition"][1:], own[None], axis=0)[0]
-    readings = [_reading("composition", null, patients)]
-
-    def worst(gate: GateName, values: Floats, stage: str, *, higher: bool = False, what: str = "") -> Reading:
-        """The worst mean over levels, each of the studies that have another one."""
-        found = [values[k + 1][own != k] for k in range(len(views.levels))]
-        means = [float(each.mean()) for each in found]
-        place = int(np.argmin(means) if higher else np.argmax(means))
-        note = f"{what}worst at {views.levels[place]}"
-        return _reading(gate, found[place], patients[own != place], judge=labels[stage], note=note)
-
-    if "identity" in said:
-        readings.append(worst("identity", said["identity"], "identity_encoder", higher=True))
-    # Findings are what an effect would be mistaken for: without their judge the gate is not measured.
-    if "findings" in said:
-        moved = [
-            worst("off_target", said["findings"][..., place], "classifier", what=f"{finding}, ")
-            for place, finding in enumerate(findings)
-        ]
-        if "others" in said:
-            moved.append(worst("off_target", said["others"], "demographic", what="other attributes, "))
-        readings.append(max(moved, key=lambda reading: reading.value))
-    if "read" in said:
-        read = said["read"]
-        right = np.stack([read[k].argmax(axis=1) == k - 1 for k in range(len(read))]).astype(float)
-        readings.append(worst("effectiveness", right, "demographic", higher=True))
-        readings.append(_judge_reading(read[0], own, views.levels, names, labels["demographic"]))
-    return readings
-
-
-def _reading(
-    gate: GateName, values: Floats, patients: Codes, *, judge: str | None = None, note: str = ""
-) -> Reading:
-    """The mean over images with its interval by patients; that of a rate of zeros and ones is exact."""
-    value, low, high = float(values.mean()), math.nan, math.nan
-    units = np.unique(patients, return_inverse=True)[1].astype(np.int64)
-    if units.max() > 0:
-        means = ClusteredMeans.of(values, units)
-        ends = rate_interval(means) if gate == "effectiveness" else means.interval()
-        low, high = (float(end) for end in ends)
-    return Reading(gate=gate, value=value, low=low, high=high, images=len(values), judge=judge, note=note)
-
-
-def _judge_reading(
-    read: Floats, own: Codes, levels: Sequence[str], patients: Sequence[str], judge: str
-) -> Reading:
-    """The worst AUROC of the attribute's judge over levels, each against the rest, on observed images."""
-
-    def areas(rows: Codes) -> Floats:
-        return np.array([auroc(read[rows, k], own[rows] == k) for k in range(len(levels))])
-
-    found = areas(np.arange(len(own)))
-    place = int(np.argmin(found))
-    interval = patient_bootstrap(areas, patients)[place]
-    return Reading(
-        gate="judge_auroc",
-        value=float(found[place]),
-        low=interval.low,
-        high=interval.high,
-        images=len(own),
-        judge=judge,
-        note=f"{levels[place]} against the rest, on the observed images",
-    )

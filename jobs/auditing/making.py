@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from counterray import __version__
@@ -16,7 +17,7 @@ from counterray.audits.classifiers.endpoint import png
 from counterray.bundle import Bundle
 from counterray.data.dataset import Dataset
 from counterray.data.dicom import decode_any
-from counterray.data.study import Batch
+from counterray.data.study import ATTRIBUTES, Batch
 from counterray.evaluation.exact_generator import ExactGenerator
 from counterray.evaluation.metric import UnscorableError
 from counterray.models.generator import Edit, Generator, image_seed
@@ -102,17 +103,17 @@ class Source:
     def make(self, chunk: SetChunk) -> int:
         """Makes and keeps a chunk's images; returns how many there are."""
         batch, views = read_batch(self.dataset, chunk.studies), chunk.views
-        images: dict[str, Tensor] = {}
-        for k, level in enumerate(views.levels):
-            images[f"level{k}"] = self._edited(batch, views.attribute, level, sample=0)
-        own = self._own_levels(batch, chunk)
-        for r in range(views.nulls):
+        images = {
+            view: self._edited(batch, views.attribute, value, sample=0)
+            for view, value in views.settings.items()
+        }
+        own = self.own_settings(batch, views.attribute)
+        for view, sample in views.nulled.items():
             made = torch.empty_like(batch.image)
-            for k, level in enumerate(views.levels):
-                there = torch.from_numpy(np.flatnonzero(own == k))
-                if len(there):
-                    made[there] = self._edited(batch.select(there), views.attribute, level, sample=r + 1)
-            images[f"null{r}"] = made
+            for value in np.unique(own).tolist():
+                there = torch.from_numpy(np.flatnonzero(own == value))
+                made[there] = self._edited(batch.select(there), views.attribute, value, sample=sample)
+            images[view] = made
         keep_representation(self.open(), chunk, batch.image, self.cache)
         numbers = chunk.studies["number"].to_pylist()
         rows = [
@@ -123,20 +124,22 @@ class Source:
         self.place(chunk).write_bytes(parquet(pa.Table.from_pylist(rows, IMAGE_SCHEMA)))
         return sum(row["made"] for row in rows)
 
-    def _own_levels(self, batch: Batch, chunk: SetChunk) -> Any:
-        """Position of each study's own level among those that are compared."""
-        vocabulary = self.dataset.manifest.vocabulary[chunk.views.attribute]
-        codes = batch.attributes[chunk.views.attribute].long().tolist()
-        return np.array([chunk.views.levels.index(vocabulary[code]) for code in codes])
+    def own_settings(self, batch: Batch, attribute: str) -> NDArray[Any]:
+        """``[N]`` the level that each study has, by name, or its dose."""
+        own = batch.attributes[attribute]
+        if ATTRIBUTES[attribute] == "continuous":
+            return np.array(own.tolist())
+        vocabulary = self.dataset.manifest.vocabulary[attribute]
+        return np.array([vocabulary[code] for code in own.long().tolist()])
 
-    def _edited(self, batch: Batch, attribute: str, level: str, *, sample: int) -> Tensor:
+    def _edited(self, batch: Batch, attribute: str, value: str | float, *, sample: int) -> Tensor:
         """Images with the attribute set; also where it is set to what it is: the same path for all."""
         generator = self.open()
         seeds = torch.tensor([image_seed(self.config.seed, image_id, sample) for image_id in batch.image_ids])
         edited = edit_rows(
             generator,
             batch,
-            Edit(do={attribute: level}),
+            Edit(do={attribute: value}),
             seeds=seeds,
             batch_size=self.config.batch_size,
         )

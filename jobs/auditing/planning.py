@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from counterray.audits.errors import AuditError
 from counterray.bundle import Bundle, BundleError, open_bundle
 from counterray.data.dataset import Dataset
-from counterray.models.generator import Edit, EditError
+from counterray.models.generator import Edit, EditError, Generator
 from counterray.storage import StorageError
 from jobs.ancestry import ancestors, require_apart
 from jobs.auditing.candidates import Roll
 from jobs.auditing.judging import JUDGES
 from jobs.auditing.making import Source
 from jobs.auditing.request import AuditJobConfig
-from jobs.auditing.sets import ImageSet, counterfactual_set, observed_set, study_table
+from jobs.auditing.sets import ImageSet, counterfactual_set, observed_set, own_doses, study_table
 
 
 @dataclass
@@ -82,7 +82,7 @@ def make_plan(
                 nulls=source.nulls(),
                 config=config,
             )
-            Edit(do={attribute: images.views.levels[0]}).codes(source.open().levels)
+            _require_settable(images, source.open())
             plan.attributes[attribute] = images
         except (AuditError, EditError) as error:
             plan.refused[attribute] = str(error)
@@ -96,3 +96,18 @@ def make_plan(
                 roll.candidates.remove(one)
                 roll.refused[one.name] = f"threshold.method = {one.config.threshold.method}: {error}"
     return plan
+
+
+def _require_settable(images: ImageSet, generator: Generator) -> None:
+    """Checks that a generator can set an attribute to all that it would be asked for.
+
+    Raises:
+        EditError: If it cannot, with what it can.
+    """
+    views = images.views
+    values: list[str | float] = list(views.settings.values())
+    if views.doses:
+        own = own_doses(images.studies, views.attribute)
+        values += [float(own.min()), float(own.max())]
+    for value in values:
+        Edit(do={views.attribute: value}).codes(generator.levels, generator.ranges)

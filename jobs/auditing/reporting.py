@@ -61,10 +61,11 @@ def report_of(
         config: Of the audit.
         salt: From `read_salt`.
     """
-    attributes = ", ".join(result.attributes) or "no attribute"
+    attributes = ", ".join(result.verdicts()) or "no attribute"
     return AuditReport(
         title=f"Counterfactual audit: {attributes}",
         results=[_results(one, source, config, salt) for one in result.attributes.values()],
+        doses=list(result.doses.values()),
         refused=result.refused,
         warnings=result.warnings,
         facts=_facts(source, plan),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from counterray.audits.dose_scores import check_doses
 from counterray.audits.settings import AuditConfig
 from counterray.config import Config
+from counterray.data.study import ATTRIBUTES
 from jobs.generation.request import WorkConfig
 
 EXACT = "exact"
@@ -40,6 +42,9 @@ class AuditJobConfig(WorkConfig):
     levels: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Attribute to the levels to compare; studies at others are left out. By default all of the data's that
     have ``audit.minimum_patients``; one that is named here and has fewer refuses the attribute."""
+    doses: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    """Continuous attribute to the doses to compare, two or more, ascending, in its unit, such as
+    ``{age: [40, 60, 80]}`` [years]; they have to lie within what the audited studies have."""
     findings: tuple[str, ...] = ()
     """Findings to audit, also ones that the data do not label; by default all that a classifier and the data
     both name."""
@@ -66,3 +71,19 @@ class AuditJobConfig(WorkConfig):
     """What becomes of a classifier that trained on patients of this audit."""
     export: bool = False
     """Write all images as PNG files, with a table to fill in, for a classifier that predicts elsewhere."""
+
+    @field_validator("doses")
+    @classmethod
+    def _can_be_followed(cls, doses: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+        continuous = [name for name, kind in ATTRIBUTES.items() if kind == "continuous"]
+        for attribute, chosen in doses.items():
+            if attribute not in continuous:
+                raise ValueError(
+                    f"doses.{attribute}: doses are for continuous attributes ({', '.join(continuous)}); what "
+                    f"is compared of others, levels.{attribute} says"
+                )
+            try:
+                check_doses(attribute, chosen)
+            except ValueError as error:
+                raise ValueError(str(error).rstrip(".")) from error
+        return doses

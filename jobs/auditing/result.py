@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from counterray.audits.findings import EffectAudit
+from counterray.audits.reporting.doses import DoseResults
 from counterray.audits.scores import CounterfactualScores, Target
+from counterray.audits.verdicts import Verdict
 from jobs.auditing.scoring import Candidate
 from jobs.auditing.sets import ImageSet
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttributeAudit:
-    """One attribute.
+    """One attribute with levels.
 
     Attributes:
         effect: The counterfactual audit.
@@ -33,7 +35,8 @@ class AuditResult:
     """An audit of a pool of classifiers.
 
     Attributes:
-        attributes: Attribute to its audit.
+        attributes: Attribute with levels to its audit.
+        doses: Continuous attribute to its audit.
         refused: ``attributes``, ``classifiers`` and ``targets`` that were not audited, each to the reason.
         warnings: What a reader must know.
         candidates: The classifiers.
@@ -41,6 +44,7 @@ class AuditResult:
     """
 
     attributes: Mapping[str, AttributeAudit]
+    doses: Mapping[str, DoseResults]
     refused: Mapping[str, Mapping[str, str]]
     warnings: Sequence[str]
     candidates: Sequence[Candidate]
@@ -54,8 +58,15 @@ class AuditResult:
         """
         found = [f"attribute {name}" for name in self.refused["attributes"]]
         found += [f"classifier {name}" for name in self.refused["classifiers"]]
-        for attribute, one in self.attributes.items():
-            judged = {finding.target.classifier for finding in one.effect.findings}
+        said = {name: {each.target for each in one.effect.findings} for name, one in self.attributes.items()}
+        said |= {name: {each.target for each in one.audit.findings} for name, one in self.doses.items()}
+        for attribute, targets in said.items():
+            judged = {target.classifier for target in targets}
             silent = [each.name for each in self.candidates if each.name not in judged]
             found += [f"classifier {name} for {attribute}" for name in silent]
         return found
+
+    def verdicts(self) -> dict[str, dict[str, Verdict]]:
+        """Attribute to target's name to verdict."""
+        found = {name: one.effect.verdicts() for name, one in self.attributes.items()}
+        return found | {name: one.audit.verdicts() for name, one in self.doses.items()}

@@ -17,42 +17,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from counterray.audits.dose_scores import check_patients
 from counterray.audits.errors import AuditError
 from counterray.data.batching import fold_of
 from counterray.data.dataset import Dataset
 from counterray.data.study import ATTRIBUTES
 from counterray.evaluation.intervals import Floats
+from jobs.auditing.doses import compared_doses
 from jobs.auditing.levels import with_patients
 from jobs.auditing.request import AuditJobConfig
+from jobs.auditing.views import Views
 from jobs.generation.selection import list_studies, read_rows
 
 FORMAT = 3
 """Version of the cached files; raised when they change."""
-
-
-@dataclass(frozen=True)
-class Views:
-    """The images of each study in a set.
-
-    Attributes:
-        attribute: The attribute that is set; empty for observed images.
-        levels: Its levels that are compared.
-        nulls: Null interventions on each study.
-    """
-
-    attribute: str = ""
-    levels: tuple[str, ...] = ()
-    nulls: int = 0
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """``observed``; or ``level0`` to ``level<K-1>`` and ``null0`` to ``null<R-1>``."""
-        if not self.attribute:
-            return ("observed",)
-        return (
-            *(f"level{k}" for k in range(len(self.levels))),
-            *(f"null{r}" for r in range(self.nulls)),
-        )
 
 
 @dataclass(frozen=True)
@@ -97,14 +75,14 @@ class ImageSet:
 
 
 def study_table(dataset: Dataset, split: str, *, limit: int | None, fold: str = "all") -> pa.Table:
-    """Studies of a split with ``number``, ``findings`` and ``attribute.<name>`` of each categorical one.
+    """Studies of a split with ``number``, ``findings`` and ``attribute.<name>`` of each attribute.
 
     Raises:
         AuditError: If no study is left.
         StorageError: If the split has none.
     """
     studies = list_studies(dataset, split, limit=limit)
-    names = [name for name, kind in ATTRIBUTES.items() if kind == "categorical"]
+    names = list(ATTRIBUTES)
     rows = read_rows(dataset, studies, ["findings", *names])
     studies = studies.append_column("findings", rows["findings"])
     for name in names:
@@ -133,7 +111,7 @@ def counterfactual_set(
     nulls: int,
     config: AuditJobConfig,
 ) -> ImageSet:
-    """The studies whose level of the attribute is known, at each level and under null interventions.
+    """The studies whose attribute is known, at each level or dose and under null interventions.
 
     Args:
         dataset: Of the studies.
@@ -141,12 +119,15 @@ def counterfactual_set(
         attribute: Which attribute.
         identity: All that decides what the generator makes.
         nulls: Null interventions on each study.
-        config: Levels, split and limits.
+        config: Levels, doses, split and limits.
 
     Raises:
-        AuditError: If the attribute is none with levels, has fewer than two with patients enough, or one that
-            ``levels`` names has too few.
+        AuditError: If the attribute is unknown, has fewer than two levels with patients enough, or one that
+            ``levels`` names has too few, or is continuous and its doses are not chosen or cannot be compared.
     """
+    if _kind(dataset, attribute) == "continuous":
+        views, known = _at_doses(studies, attribute, nulls=nulls, config=config)
+        return _counterfactuals(dataset, known, views, identity=identity, config=config)
     possible = compared_levels(dataset, attribute, config)
     observed = studies[_column(attribute)]
     compared = with_patients(
@@ -160,32 +141,64 @@ def counterfactual_set(
     levels = compared.names
     known = studies.filter(pc.is_in(observed, pa.array(levels, pa.string())))
     views = Views(attribute, levels, nulls)
+    images = _counterfactuals(dataset, known, views, identity=identity, config=config)
+    return replace(images, set_aside=compared.set_aside)
+
+
+def _counterfactuals(
+    dataset: Dataset,
+    known: pa.Table,
+    views: Views,
+    *,
+    identity: Mapping[str, Any],
+    config: AuditJobConfig,
+) -> ImageSet:
     whole = {
         "format": FORMAT,
         "data": dataset.manifest.fingerprint,
         "split": config.split,
-        "attribute": attribute,
-        "levels": list(levels),
-        "nulls": nulls,
+        "attribute": views.attribute,
+        **({"doses": list(views.doses)} if views.doses else {"levels": list(views.levels)}),
+        "nulls": views.nulls,
         "seed": config.seed,
         **identity,
     }
-    images = _cut(known, views, whole, name=attribute, size=config.chunk_studies)
-    return replace(images, set_aside=compared.set_aside)
+    return _cut(known, views, whole, name=views.attribute, size=config.chunk_studies)
+
+
+def _kind(dataset: Dataset, attribute: str) -> str:
+    """``categorical`` or ``continuous``.
+
+    Raises:
+        AuditError: If there is no such attribute.
+    """
+    if attribute not in ATTRIBUTES:
+        there = [name for name in ATTRIBUTES if dataset.manifest.vocabulary.get(name)]
+        continuous = [name for name, kind in ATTRIBUTES.items() if kind == "continuous"]
+        raise AuditError(
+            f"Attribute {attribute!r} is unknown. Attributes of the data: {', '.join(there)}; continuous, "
+            f"compared at doses: {', '.join(continuous)}."
+        )
+    return ATTRIBUTES[attribute]
+
+
+def _at_doses(
+    studies: pa.Table, attribute: str, *, nulls: int, config: AuditJobConfig
+) -> tuple[Views, pa.Table]:
+    """The views of a continuous attribute, and the studies of which it is known."""
+    known = studies.filter(pc.is_finite(studies[_column(attribute)]))
+    doses = compared_doses(attribute, config.doses.get(attribute), own_doses(known, attribute))
+    minimum, setting = config.audit.minimum_patients, "audit.minimum_patients"
+    check_patients(attribute, known["patient_id"].to_pylist(), minimum_patients=minimum, setting=setting)
+    return Views(attribute, nulls=nulls, doses=doses), known
 
 
 def compared_levels(dataset: Dataset, attribute: str, config: AuditJobConfig) -> tuple[str, ...]:
-    """The levels of an attribute that are compared.
+    """The levels of a categorical attribute that are compared.
 
     Raises:
         AuditError: If there are not two, or one is none of the data's.
     """
-    if ATTRIBUTES.get(attribute) != "categorical":
-        options = ", ".join(name for name, kind in ATTRIBUTES.items() if kind == "categorical")
-        raise AuditError(
-            f"Attribute {attribute!r} has no levels to compare. Attributes that have: {options}. Of a "
-            "continuous one such as age, dose_response takes scores at doses."
-        )
     there = dataset.manifest.vocabulary.get(attribute, ())
     chosen = config.levels.get(attribute, there)
     unknown = [level for level in chosen if level not in there]
@@ -208,6 +221,11 @@ def own_levels(studies: pa.Table, attribute: str, levels: Sequence[str]) -> NDAr
     return np.array(
         [levels.index(value) for value in studies[_column(attribute)].to_pylist()], dtype=np.int64
     )
+
+
+def own_doses(studies: pa.Table, attribute: str) -> Floats:
+    """``[N]`` each study's own dose of a continuous attribute."""
+    return np.array(studies[_column(attribute)].to_pylist(), dtype=np.float64)
 
 
 def labels_of(studies: pa.Table, finding: str) -> Floats:

@@ -74,7 +74,8 @@ def edit_rows(
         refusals.setdefault(row, Refusal("not_finite", "the generator made values that are not finite"))
     if donor is None:
         # It would be the patient's own image, under the name of a synthetic one.
-        for row in shows_already(batch, edit, generator.levels).nonzero().flatten().tolist():
+        shown = shows_already(batch, edit, generator.levels, generator.ranges)
+        for row in shown.nonzero().flatten().tolist():
             refusals.setdefault(row, Refusal("unchanged", "the image shows already what is asked for"))
     return Edited(image, dict(sorted(refusals.items())))
 

@@ -9,8 +9,6 @@ import torch
 
 from counterray.audits.classifiers.contract import ClassifierError
 from counterray.audits.errors import AuditError
-from counterray.bundle import write_bundle
-from counterray.config import validate
 from counterray.models.mine_ldm.generator import AttributeGenerator, open_ldm
 from counterray.models.predictors.classifier import ClassifierConfig, ClassifierStage
 from counterray.models.predictors.demographic import DemographicConfig, DemographicStage
@@ -18,71 +16,27 @@ from counterray.models.predictors.identity import IdentityEncoderConfig, Identit
 from counterray.storage import resolve
 from jobs.ancestry import trained_on
 from jobs.auditing.candidates import open_candidates
-from jobs.auditing.counting import count
 from jobs.auditing.export import TEMPLATE_FILE, export_images
-from jobs.auditing.judging import Jury, gate_readings
+from jobs.auditing.gating import gate_readings
+from jobs.auditing.judging import Jury
 from jobs.auditing.making import Source
-from jobs.auditing.planning import judge_bundles, make_plan
+from jobs.auditing.planning import judge_bundles
 from jobs.auditing.reporting import read_salt, report_of
 from jobs.auditing.representation import cit_lr_beside, read_representation
-from jobs.auditing.request import AuditJobConfig
 from jobs.auditing.scoring import Scorer, read_scores
-from jobs.auditing.sets import ImageSet, SetChunk, Views, counterfactual_set, labels_of, study_table
+from jobs.auditing.sets import ImageSet, SetChunk, counterfactual_set, labels_of, study_table
+from jobs.auditing.views import Views
 from jobs.auditing.work import Hands, Work
 from jobs.generation.request import GenerationError
 from jobs.generation.selection import read_batch
+from tests.audit_runs import BIRDS, BRIGHT, CONSTANT, FAILING, NAN, TINY, bundle_at, config, planned, run
 from tests.phantom_dataset import write_dataset
 from tests.small_mine_ldm import chain
-
-BRIGHT, NAN, CONSTANT, BIRDS, FAILING = (
-    f"tests.audited_functions:{name}"
-    for name in ("brightness", "not_a_number", "constant", "of_birds", "failing")
-)
-TINY = {"widths": (8,), "blocks": (1,)}
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("auditing") / "data", test=60, validation=40)
-
-
-def config(**settings):
-    audit = {"minimum_patients": 4, "resamples": 200, "permutations": 199, **settings.pop("audit", {})}
-    return validate(AuditJobConfig, {"chunk_studies": 16, "audit": audit, **settings})
-
-
-def source_of(dataset, folder, settings):
-    return Source(None, dataset, settings, resolve(folder) / "cache")
-
-
-def planned(dataset, folder, attributes=("sex",), classifiers=(BRIGHT,), **settings):
-    chosen = config(**settings)
-    source = source_of(dataset, folder, chosen)
-    roll = open_candidates(classifiers, dataset, chosen)
-    return make_plan(dataset, source, roll, attributes, chosen), source, roll, chosen
-
-
-def run(plan, source, roll, chosen, judges=()):
-    """The whole audit in this process; returns its result and what was done."""
-    jury = Jury(judge_bundles(judges, None), source)
-    work = Work(source, jury, list(plan.attributes.values()), plan.observed, plan.validation)
-    hands = Hands(source, Scorer(source, ()), jury)
-    made = [hands(piece) for piece in work.images()]
-    judged = [hands(piece) for piece in work.judgements()]
-    scored = [hands(piece) for piece in work.scores(roll.candidates)]
-    return count(plan, source, jury, roll, chosen), (made, judged, scored)
-
-
-def bundle_at(folder, dataset, stage, **training):
-    torch.manual_seed(0)
-    return write_bundle(
-        resolve(folder),
-        method="predictors",
-        stage=stage.name,
-        config={**stage.config.model_dump(mode="json"), **training},
-        export=stage.export(stage.build({}, dataset.info())),
-        data_fingerprint=dataset.manifest.fingerprint,
-    )
 
 
 # sets
@@ -127,8 +81,8 @@ def test_names_of_images_hold_no_identifier_and_follow_the_generator(dataset):
     ("attribute", "settings", "message"),
     [
         ("view", {}, r"'view' has 1 level\(s\) here \(PA\)"),
-        ("age", {}, "'age' has no levels.*dose_response"),
-        ("shoe_size", {}, "'shoe_size' has no levels to compare. Attributes that have: sex"),
+        ("age", {}, r"'age' is continuous: doses.age .*--set doses.age=\[[\d.]+,[\d.]+,[\d.]+\].*years"),
+        ("wings", {}, "'wings' is unknown. Attributes of the data: sex, group.*; continuous.*: age"),
         ("race", {}, r"'race' has 0 level\(s\)"),
         ("sex", {"levels": {"sex": ["male"]}}, r"1 level\(s\) here \(male\)"),
         ("sex", {"levels": {"sex": ["male", "x"]}}, "levels.sex names x"),

@@ -5,7 +5,7 @@ import torch
 
 from counterray.evaluation.metric import Judge
 from jobs.auditing.judging import judged
-from jobs.auditing.sets import Views
+from jobs.auditing.views import Views
 
 OBSERVED, NULL, MADE = (
     torch.tensor(levels).reshape(2, 1, 1, 1) for levels in ((0.0, 0.2), (0.0, 0.0), (1.0, 0.6))

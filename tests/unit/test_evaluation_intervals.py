@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from counterray.evaluation.auroc import auroc, auroc_metrics
+from counterray.evaluation.auroc import auroc, auroc_metrics, concordance
 from counterray.evaluation.intervals import patient_bootstrap, patient_resamples, summarise
 from counterray.evaluation.metric import Judge, Metric, as_json
 
@@ -169,3 +169,21 @@ def test_judge_scores_in_pieces_and_names_what_it_lacks() -> None:
     assert judge.label == "c:01234567"
     with pytest.raises(ValueError, match=r"no output fracture\. It has: edema"):
         judge.columns(("fracture",))
+
+
+def test_concordance_by_hand():
+    """Of 30, 40, 50 and 50 years five pairs differ: three in order, one not, one tied in score."""
+    values = np.array([30.0, 40.0, 50.0, 50.0])
+    assert concordance(np.array([2.0, 1.0, 2.0, 3.0]), values) == pytest.approx(3.5 / 5)
+    assert concordance(values, values) == 1
+    assert concordance(-values, values) == pytest.approx(0)
+    assert concordance(np.ones(4), values) == 0.5
+    assert np.isnan(concordance(values, np.ones(4)))
+
+
+def test_concordance_with_two_values_is_the_auroc():
+    random = np.random.default_rng(0)
+    for ties in (False, True):
+        scores = random.integers(0, 5, 60).astype(float) if ties else random.random(60)
+        labels = random.random(60) < 0.4
+        assert concordance(scores, labels.astype(float)) == pytest.approx(auroc(scores, labels))

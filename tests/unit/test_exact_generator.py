@@ -42,6 +42,16 @@ def test_the_own_level_gives_the_own_image_and_another_level_another(dataset, ba
         assert changed.all()
 
 
+@pytest.mark.parametrize("effect", ["direct", "total"])
+def test_the_own_age_gives_the_own_image_and_another_age_another(dataset, batch, effect):
+    generator = ExactGenerator(dataset.manifest, effect=effect)
+    for row, age in enumerate(batch.attributes["age"].tolist()):
+        one = batch.select(torch.tensor([row]))
+        torch.testing.assert_close(edit(generator, one, age=age), one.image)
+        older = edit(generator, one, age=min(age + 30, 100.0))
+        assert (older != one.image).any()
+
+
 def test_going_there_and_back_is_the_same_image(dataset, batch):
     """Composition of two interventions on the scanner, which has no descendant but the image."""
     generator = ExactGenerator(dataset.manifest)
@@ -67,6 +77,12 @@ def test_what_it_cannot_do(dataset, batch):
     generator = ExactGenerator(dataset.manifest)
     with pytest.raises(EditError, match="no such level"):
         edit(generator, batch, sex="other")
+    with pytest.raises(EditError, match=r"do age=130\.0: age can be set to 0 to 100"):
+        edit(generator, batch, age=130.0)
+    with pytest.raises(EditError, match="do age=old: age can be set to a number"):
+        edit(generator, batch, age="old")
+    with pytest.raises(EditError, match=r"do view: no such attribute.*sex, group, site, scanner, age"):
+        edit(generator, batch, view="PA")
     with pytest.raises(EditError, match="sets attributes"):
         generator.edit(batch, Edit(prompt="edema"), seeds=torch.zeros(COUNT))
     with pytest.raises(UnscorableError, match="source 'nih_cxr14'"):

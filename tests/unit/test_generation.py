@@ -211,6 +211,7 @@ class Brightener:
     image_size = 32
     finding_names = ("edema",)
     levels: ClassVar = {}
+    ranges: ClassVar = {}
     seeded = True
 
     def __init__(self) -> None:

@@ -13,8 +13,10 @@ from counterray.audits.gates import Reading
 from counterray.audits.worlds.level_images import LevelImages
 from counterray.bundle import Bundle
 from counterray.evaluation.judge import demographic_judges, open_judge
-from jobs.auditing.judging import gate_readings, judged
-from jobs.auditing.sets import ImageSet, SetChunk, Views
+from jobs.auditing.gating import gate_readings
+from jobs.auditing.judging import judged
+from jobs.auditing.sets import ImageSet, SetChunk
+from jobs.auditing.views import Views
 
 
 class Judges:

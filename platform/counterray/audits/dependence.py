@@ -74,7 +74,6 @@ class Dependence:
         config: AuditConfig,
         *,
         placebo_unit: PlaceboUnit,
-        changes: Floats | None = None,
     ) -> Dependence:
         """All tests, with the same draws for every target and pair.
 
@@ -83,13 +82,12 @@ class Dependence:
             patients: ``[N]``.
             config: Tests and level.
             placebo_unit: What is exchangeable.
-            changes: What the permutation compares, where not ``effects.changes()``.
         """
         shape = effects.effect.shape[:2]
         family = shape[0] * shape[1]
         # Fewer permutations could never pass Holm's first step over so many tests.
         draws = max(config.permutations, math.ceil(2 * family / config.alpha))
-        changes = effects.changes() if changes is None else changes
+        changes = effects.changes()
         bootstrap, delta = np.full(shape, math.nan), np.full(shape, math.nan)
         if placebo_unit == "generator":
             permutation = column_permutation(changes)

@@ -79,9 +79,10 @@ class AuditReport:
 
     @property
     def left_out(self) -> dict[str, dict[str, str]]:
-        """``refused``, with the targets that the audits of ``results`` refuse."""
+        """``refused``, with the targets that the audits of ``results`` and ``doses`` refuse."""
         found = {kind: dict(reasons) for kind, reasons in self.refused.items()}
-        targets = refused_targets(audit for each in self.results for audit in each.audits)
+        audits = [audit for each in self.results for audit in each.audits]
+        targets = refused_targets([*audits, *(each.audit for each in self.doses)])
         if targets:
             found["targets"] = {**found.get("targets", {}), **targets}
         return found

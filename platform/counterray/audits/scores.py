@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -82,20 +82,15 @@ class CounterfactualScores:
 
     def __post_init__(self) -> None:
         size = (len(self.targets), len(self.patients))
-        wanted = {
-            "observed": (self.observed.shape, size),
-            "intervened": (self.intervened.shape, (*size, len(self.levels))),
-            "labels": (self.labels.shape, size),
-            "placebo": (self.placebo.shape, (*size, self.placebo.shape[-1])),
-        }
-        for name, (shape, needed) in wanted.items():
-            if shape != needed:
-                raise AuditError(
-                    f"{name} has shape {shape}; {needed} is needed for {len(self.targets)} targets, "
-                    f"{len(self.patients)} individuals and {len(self.levels)} levels of {self.attribute!r}."
-                )
-        if not self.placebo.shape[-1]:
-            raise AuditError("placebo holds no null intervention; one for each individual is needed.")
+        check_shapes(
+            {
+                "observed": (self.observed, size),
+                "intervened": (self.intervened, (*size, len(self.levels))),
+                "labels": (self.labels, size),
+                "placebo": (self.placebo, (*size, self.placebo.shape[-1])),
+            },
+            f"{size[0]} targets, {size[1]} individuals and {len(self.levels)} levels of {self.attribute!r}",
+        )
 
     def __len__(self) -> int:
         """N, the number of individuals."""
@@ -134,19 +129,51 @@ class CounterfactualScores:
         return found
 
     def _check_target(self, row: int, target: Target) -> None:
-        for name in ("observed", "intervened", "placebo"):
-            values = getattr(self, name)[row]
-            checked_scores(f"{target.name}: {name} scores", values, values.shape)
+        names = ("observed", "intervened", "placebo")
+        check_target(target, {name: getattr(self, name)[row] for name in names}, settings="levels")
         checked_labels(f"{target.name}: labels", self.labels[row], self.labels[row].shape)
-        if not 0 < target.threshold < 1:
-            raise AuditError(
-                f"{target.name}: threshold = {target.threshold:g} calls all or nothing; give one between 0 "
-                "and 1."
-            )
-        values = np.concatenate([self.observed[row], self.intervened[row].ravel()])
-        if np.ptp(values) == 0:
-            raise AuditError(
-                f"{target.name}: the score is {values[0]:g} for all {len(self)} individuals at all levels; "
-                "two different scores are needed. A constant leans on nothing and tells nothing: look at the "
-                "adapter's choice of output and its preprocessing, or leave this target out."
-            )
+
+
+def check_shapes(given: Mapping[str, tuple[Floats, tuple[int, ...]]], about: str) -> None:
+    """Checks what scores were given, ``placebo`` among them.
+
+    Args:
+        given: Name to values and the shape that they need.
+        about: For whom the shapes are, for the message.
+
+    Raises:
+        AuditError: If a shape is another, or there is no null intervention.
+    """
+    for name, (values, needed) in given.items():
+        if values.shape != needed:
+            raise AuditError(f"{name} has shape {values.shape}; {needed} is needed for {about}.")
+    if not given["placebo"][0].shape[-1]:
+        raise AuditError("placebo holds no null intervention; one for each individual is needed.")
+
+
+def check_target(target: Target, scores: Mapping[str, Floats], *, settings: str) -> None:
+    """Checks that one target can be audited.
+
+    Args:
+        target: Which one.
+        scores: Name to its scores ``[N, ...]``.
+        settings: What the attribute was set to, for the message: ``levels`` or ``doses``.
+
+    Raises:
+        AuditError: If a score is no number in [0, 1], the threshold calls all or nothing, or the score is the
+            same for everyone everywhere; null interventions do not count.
+    """
+    for name, values in scores.items():
+        checked_scores(f"{target.name}: {name} scores", values, values.shape)
+    if not 0 < target.threshold < 1:
+        raise AuditError(
+            f"{target.name}: threshold = {target.threshold:g} calls all or nothing; give one between 0 and 1."
+        )
+    found = np.concatenate([values.ravel() for name, values in scores.items() if name != "placebo"])
+    if np.ptp(found) == 0:
+        size = len(next(iter(scores.values())))
+        raise AuditError(
+            f"{target.name}: the score is {found[0]:g} for all {size} individuals at all {settings}; two "
+            "different scores are needed. A constant leans on nothing and tells nothing: look at the "
+            "adapter's choice of output and its preprocessing, or leave this target out."
+        )

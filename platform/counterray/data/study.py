@@ -26,6 +26,9 @@ ATTRIBUTES: Mapping[str, str] = {
 }
 """Study fields that a model may read as attributes, and their kind."""
 
+UNITS: Mapping[str, str] = {"age": "years"}
+"""Unit of each continuous attribute."""
+
 ARROW_SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),

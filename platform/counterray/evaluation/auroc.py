@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
+from scipy.stats import kendalltau, rankdata
 from torch import Tensor
 
 from counterray.evaluation.intervals import Floats, Interval, patient_bootstrap
@@ -55,6 +55,38 @@ def counted_in_macro(names: Sequence[str], smallest: Sequence[int], minimum: int
         minimum: What it needs of both.
     """
     return [k for k, name in enumerate(names) if smallest[k] >= minimum and name != NO_FINDING]
+
+
+def concordance(scores: Floats, values: Floats) -> float:
+    """Probability that of two individuals the one with the larger value scores higher, ties counted half.
+
+    Pairs of equal value do not count; of values 0 and 1 it is the `auroc`. 1 is best, 0.5 is chance. With C
+    concordant and D discordant pairs of n (n - 1) / 2, T and U of them tied in score and in value,
+    ``τ_b √((n₀ - T)(n₀ - U)) = C - D``, and the answer is ``((C - D) / (n₀ - U) + 1) / 2``.
+
+    Args:
+        scores: ``[n]``.
+        values: ``[n]``.
+
+    Returns:
+        A value in [0, 1]; NaN where all values are equal.
+
+    Reference: Harrell, Lee and Mark, 1996, Statistics in Medicine 15(4), 361-387, section 5.5 (the index c).
+    """
+    pairs, tied_scores, tied_values = (
+        float((counts * (counts - 1)).sum()) / 2
+        for counts in (
+            np.array([len(scores)]),
+            *(np.unique(each, return_counts=True)[1] for each in (scores, values)),
+        )
+    )
+    if pairs == tied_values:
+        return math.nan
+    if pairs == tied_scores:
+        return 0.5
+    tau = kendalltau(scores, values, method="asymptotic").statistic
+    surplus = tau * math.sqrt((pairs - tied_scores) * (pairs - tied_values))
+    return float(surplus / (pairs - tied_values) + 1) / 2
 
 
 def auroc_metrics(

@@ -20,6 +20,9 @@ from counterray.models.generator import Abduction, Edit, EditError, Generator, b
 ATTRIBUTES = ("sex", "group", "site", "scanner")
 """Attributes with levels of the phantom's causal model."""
 
+RANGES: Mapping[str, tuple[float, float]] = {"age": (0.0, 100.0)}
+"""Its continuous ones: anatomy follows an age from 0 to 100 years, tissue from 20 to 90."""
+
 
 class ExactGenerator(Generator):
     """Implements `Generator` for phantom data: abducts the true noise, intervenes, renders.
@@ -27,7 +30,8 @@ class ExactGenerator(Generator):
     Args:
         manifest: Of the phantom dataset.
         effect: ``direct`` holds findings and all other attributes, and lets anatomy follow; ``total`` lets
-            all follow by the causal graph: with ``group`` also site, scanner and findings.
+            all follow by the causal graph: with ``group`` also site, scanner and findings, with ``age`` also
+            findings.
 
     Raises:
         UnscorableError: If the data are no phantom's.
@@ -44,6 +48,7 @@ class ExactGenerator(Generator):
         self.levels: Mapping[str, tuple[str, ...]] = {
             name: tuple(manifest.vocabulary[name]) for name in ATTRIBUTES if name in manifest.vocabulary
         }
+        self.ranges = RANGES
         self.seeded = False
         self._effect = effect
         self._model = exact_scm(manifest.image_size)
@@ -74,19 +79,19 @@ class ExactGenerator(Generator):
         made = torch.empty_like(abduction.tensors["image"], dtype=torch.float32)
         for edit, rows in by_edit(edits):
             if edit.prompt or edit.severity or donor is not None or not edit.do:
-                raise EditError(
-                    f"The exact generator sets attributes ({', '.join(self.levels)}) by do, such as sex=male."
-                )
+                there = ", ".join([*self.levels, *self.ranges])
+                raise EditError(f"The exact generator sets attributes ({there}) by do, such as sex=male.")
             made[rows] = self._counterfactual(abduction.select(rows), edit)
         return made
 
     def _counterfactual(self, abduction: Abduction, edit: Edit) -> Tensor:
-        codes = edit.require(self.finding_names, self.levels).codes(self.levels)
+        codes = edit.require(self.finding_names, self.levels, self.ranges).codes(self.levels, self.ranges)
         observed = parents_of(abduction.patients, self._vocabulary, image_size=self.image_size)
         held = (*ATTRIBUTES, *pathology_variables()) if self._effect == "direct" else ()
         do = {name: observed[name] for name in held}
-        for name, code in codes.items():
-            own = VOCABULARY[name].index(self.levels[name][code])
-            do[name] = torch.full((len(abduction),), float(own), dtype=torch.float64)
+        for name, value in codes.items():
+            if name in self.levels:  # its code among the phantom's own
+                value = VOCABULARY[name].index(self.levels[name][int(value)])
+            do[name] = torch.full((len(abduction),), float(value), dtype=torch.float64)
         known = {"image": abduction.tensors["image"], **observed}
         return self._model.counterfactual(known, do)["image"].float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from counterray.causal.mechanism import Values
-from counterray.data.study import Batch
+from counterray.data.study import ATTRIBUTES, Batch
 from counterray.diffusion.sampling import OnStep
 
 Severity = Literal["", "mild", "moderate", "severe"]
@@ -40,7 +41,7 @@ class Edit:
     Attributes:
         do: Variable to value, together one intervention; what is not named stays as it is. A finding such as
             ``finding.edema`` is set to 0 or 1, an attribute such as ``sex`` to one of its levels, by name
-            (``male``) or by code.
+            (``male``) or by code, a continuous one such as ``age`` to a number in its unit.
         prompt: What the image should show, in words.
         severity: Goes with findings in ``do``: how marked those that are set to 1 should be.
         anatomy_only: Goes with ``prompt``: of the image nothing but its anatomy is kept, so that what a model
@@ -62,7 +63,10 @@ class Edit:
         for name, value in self.do.items():
             if name.startswith(PREFIX) and value not in (0.0, 1.0):
                 raise EditError(f"do {name}={value}: findings can be set to 0 or 1, such as finding.edema=1.")
-            if not isinstance(value, str) and not (value >= 0 and float(value).is_integer()):
+            if ATTRIBUTES.get(name) == "continuous":
+                if isinstance(value, str) or not math.isfinite(value):
+                    raise EditError(f"do {name}={value}: {name} can be set to a number, such as {name}=60.")
+            elif not isinstance(value, str) and not (value >= 0 and float(value).is_integer()):
                 raise EditError(
                     f"do {name}={value:g}: attributes can be set to a level, by name or by code (0, 1, …), "
                     "such as sex=male; findings are named finding.<name>."
@@ -83,21 +87,32 @@ class Edit:
         """Finding, without prefix, to 0 or 1."""
         return {n.removeprefix(PREFIX): float(v) for n, v in self.do.items() if n.startswith(PREFIX)}
 
-    def codes(self, levels: Mapping[str, Sequence[str]]) -> dict[str, int]:
-        """Attribute to the code of the level that it is set to.
+    def codes(
+        self,
+        levels: Mapping[str, Sequence[str]],
+        ranges: Mapping[str, tuple[float, float]] | None = None,
+    ) -> dict[str, float]:
+        """Attribute to the code of the level, or to the number, that it is set to.
 
         Args:
             levels: Attributes that can be set, each with its levels in the order of their codes.
+            ranges: Continuous attributes that can be set, each with the least and the most, in its unit.
 
         Raises:
-            EditError: If an attribute or a level is none of these, with those that there are.
+            EditError: If an attribute or a level is none of these, or a number outside, with what there is.
         """
-        found: dict[str, int] = {}
+        found: dict[str, float] = {}
         for name, value in self.do.items():
             if name.startswith(PREFIX):
                 continue
+            if ranges and name in ranges:
+                low, high = ranges[name]
+                if isinstance(value, str) or not low <= value <= high:
+                    raise EditError(f"do {name}={value}: {name} can be set to {low:g} to {high:g}.")
+                found[name] = float(value)
+                continue
             if name not in levels:
-                there = ", ".join(levels) or "none (findings are named finding.<name>)"
+                there = ", ".join([*levels, *(ranges or ())]) or "none (findings are named finding.<name>)"
                 raise EditError(f"do {name}: no such attribute. Attributes that can be set: {there}.")
             named = [str(level) for level in levels[name]]
             code = named.index(value) if value in named else value
@@ -108,7 +123,10 @@ class Edit:
         return found
 
     def require(
-        self, finding_names: Sequence[str], levels: Mapping[str, Sequence[str]] | None = None
+        self,
+        finding_names: Sequence[str],
+        levels: Mapping[str, Sequence[str]] | None = None,
+        ranges: Mapping[str, tuple[float, float]] | None = None,
     ) -> Edit:
         """The edit itself, if it names only findings, attributes and levels that there are.
 
@@ -119,7 +137,7 @@ class Edit:
             if name not in finding_names:
                 there = ", ".join(finding_names) or "none that can be set"
                 raise EditError(f"do {PREFIX}{name}: no such finding. There are: {there}.")
-        self.codes(levels or {})
+        self.codes(levels or {}, ranges)
         return self
 
 
@@ -175,6 +193,8 @@ class Generator(ABC):
         finding_names: Findings that an edit may set; empty where it sets none.
         levels: Attributes that an edit may set, each with its levels in the order of their codes; empty where
             it sets none.
+        ranges: Continuous attributes that an edit may set, each with the least and the most, in its unit;
+            empty where it sets none.
         seeded: Whether another seed makes another image; if not, several samples of an image are one.
         prompted: Whether an edit may be in words.
     """
@@ -182,6 +202,7 @@ class Generator(ABC):
     image_size: int
     finding_names: tuple[str, ...]
     levels: Mapping[str, tuple[str, ...]]
+    ranges: Mapping[str, tuple[float, float]]
     seeded: bool
     prompted: bool = False
 
@@ -300,20 +321,26 @@ def edited_findings(batch: Batch, edit: Edit) -> Tensor:
     return findings
 
 
-def shows_already(batch: Batch, edit: Edit, levels: Mapping[str, Sequence[str]]) -> Tensor:
+def shows_already(
+    batch: Batch,
+    edit: Edit,
+    levels: Mapping[str, Sequence[str]],
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+) -> Tensor:
     """Rows ``[B]`` bool that show all that ``edit`` sets by variables: nothing of them is to change.
 
     Args:
         batch: The patients.
         edit: What is asked for.
         levels: Attributes that can be set, as in `Generator`.
+        ranges: Continuous ones.
     """
     if edit.prompt or edit.severity or not edit.do:
         return torch.zeros(len(batch), dtype=torch.bool)
     target = edited_findings(batch, edit)
     known = batch.findings.where(batch.finding_mask, torch.nan)
     shown = ~((target != known) & ~target.isnan()).any(dim=1)
-    for name, code in edit.codes(levels).items():
+    for name, code in edit.codes(levels, ranges).items():
         shown &= batch.attributes[name] == code
     return shown.cpu()
 

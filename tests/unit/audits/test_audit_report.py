@@ -10,7 +10,8 @@ import torch
 
 from counterray.audits.cit_lr import CitLr
 from counterray.audits.counterfactual_effect import counterfactual_effect
-from counterray.audits.dose_response import DoseScores, dose_response
+from counterray.audits.dose_response import dose_response
+from counterray.audits.dose_scores import DoseScores
 from counterray.audits.errors import AuditError
 from counterray.audits.gates import Reading
 from counterray.audits.report import AuditReport, verdicts_of
@@ -450,8 +451,12 @@ def test_doses_by_hand():
     assert finding["slope"]["value"] == pytest.approx(0.15 / 40)
     assert finding["verdict"] == "depends"
     page = report.html()
-    assert "From 40 to 80 years the score changes by +0.150 (95 % interval +0.150 to +0.150)" in text_of(page)
-    assert "100.0% of decisions change, in 60 images of 60 patients" in page
+    assert (
+        "From 40 to 80 years, where it moves most, the score changes by +0.150 (95 % interval +0.150 to "
+        "+0.150) on average; from 40 to 80 years, where most do, 100.0% of decisions change, in 60 images of "
+        "60 patients" in text_of(page)
+    )
+    assert [finding[name]["first"] for name in ("largest_change", "most_flips")] == [40, 40]
     assert "Age: how scores follow it" in page
     assert "MRN-" not in page + report.markdown()
     assert "From 40 to 80 years" in report.markdown()

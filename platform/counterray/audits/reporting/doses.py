@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from counterray.audits.dose_response import DoseAudit, DoseFinding
+from counterray.audits.dose_response import DoseAudit, DoseFinding, DosePair
 from counterray.audits.findings import Estimate
 from counterray.audits.reporting.wording import VERDICTS, spread, words
 from counterray.audits.verdicts import gate_sentence
@@ -43,13 +43,14 @@ class DoseResults:
         if finding.verdict == "cannot_tell":
             closed = [gate for gate in audit.gates if gate.state == "closed"]
             return f"Cannot tell. {gate_sentence(closed)}"
-        last = finding.curve[-1]
+        mean, flips = finding.widest.mean, finding.most_flips
         return (
-            f"From {audit.doses[0]:g} to {audit.doses[-1]:g} {audit.unit} the score changes by "
-            f"{last.value:+.3f} (95 % interval {last.low:+.3f} to {last.high:+.3f}) on average and "
-            f"{finding.flip_rate:.1%} of decisions change, in {self.individuals} images of {self.patients} "
-            f"patients. Dependence: p = {finding.p_corrected:.2g} after correction; equivalence within the "
-            f"margins: p = {finding.p_equivalence:.2g}."
+            f"From {_span(finding.widest)} {audit.unit}, where it moves most, the score changes by "
+            f"{mean.value:+.3f} (95 % interval {mean.low:+.3f} to {mean.high:+.3f}) on average; from "
+            f"{_span(flips)} {audit.unit}, where most do, {flips.flips.value:.1%} of decisions change, in "
+            f"{self.individuals} images of {self.patients} patients. Dependence: p = "
+            f"{finding.p_corrected:.2g} after correction; equivalence within the margins between all doses: "
+            f"p = {finding.p_equivalence:.2g}."
         ).replace("-", "−")
 
     def as_json(self) -> dict[str, Any]:
@@ -70,7 +71,9 @@ class DoseResults:
                     "sentence": self.sentence(finding),
                     "curve": [point.as_json() for point in finding.curve],
                     "slope": finding.slope.as_json(),
-                    "flip_rate": _finite(finding.flip_rate),
+                    "pairs": [_pair(pair) for pair in finding.pairs],
+                    "largest_change": _pair(finding.widest),
+                    "most_flips": _pair(finding.most_flips),
                     "p": {
                         "raw": _finite(finding.p_value),
                         "corrected": _finite(finding.p_corrected),
@@ -80,6 +83,7 @@ class DoseResults:
                 for finding in audit.findings
             ],
             "gates": [gate.as_json() for gate in audit.gates],
+            "refused": dict(audit.refused),
             "config": audit.config.model_dump(mode="json"),
         }
 
@@ -105,7 +109,9 @@ def doses_section(results: DoseResults, *, title: str) -> Section:
             VERDICTS[finding.verdict],
             spread(finding.slope, missing="not defined"),
             *(spread(point, missing="not defined") for point in finding.curve[1:]),
-            f"{100 * finding.flip_rate:.1f} %",
+            f"{spread(finding.widest.mean, missing='not defined')}, {_span(finding.widest)}",
+            f"{spread(finding.most_flips.flips, missing='not defined', percent=True)}, "
+            f"{_span(finding.most_flips)}",
             finding.p_value,
             finding.p_corrected,
             finding.p_equivalence,
@@ -117,7 +123,8 @@ def doses_section(results: DoseResults, *, title: str) -> Section:
         "Verdict",
         f"Slope for each of the {audit.unit}",
         *(f"Change at {dose:g}" for dose in audit.doses[1:]),
-        "Flips over the range",
+        "Largest change between two doses",
+        "Most flips between two doses",
         "p",
         f"p corrected ({words(audit.config.correction)})",
         "p of equivalence",
@@ -139,7 +146,21 @@ def dose_rows(results: Sequence[DoseResults]) -> list[tuple[DoseResults, DoseFin
 
 
 def _reach(finding: DoseFinding) -> float:
-    return max(abs(point.value) for point in finding.curve)
+    return abs(finding.widest.mean.value)
+
+
+def _span(pair: DosePair) -> str:
+    return f"{pair.first:g} to {pair.second:g}"
+
+
+def _pair(pair: DosePair) -> dict[str, Any]:
+    return {
+        "first": pair.first,
+        "second": pair.second,
+        "mean": pair.mean.as_json(),
+        "flips": pair.flips.as_json(),
+        "p_equivalence": _finite(pair.p_equivalence),
+    }
 
 
 def _ends(point: Estimate) -> tuple[float, float, float]:

@@ -89,6 +89,7 @@ def _dose(results: DoseResults) -> list[str]:
         f"- {_text(words(each.target.name))}: {VERDICTS[each.verdict]}. {_text(results.sentence(each))}"
         for each in audit.findings
     ]
+    lines += [f"- {_text(name)}: Not audited: {_text(why)}" for name, why in audit.refused.items()]
     return [*lines, *_gates(audit.gates)]
 
 

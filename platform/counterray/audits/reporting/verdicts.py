@@ -126,7 +126,7 @@ def _dose_rows(doses: Sequence[DoseResults]) -> list[tuple[Verdict, list[Cell]]]
             finding.verdict,
             [
                 words(finding.target.name),
-                f"{words(each.attribute)}, dose and response",
+                _about_doses(each),
                 VERDICTS[finding.verdict],
                 each.sentence(finding),
                 "",
@@ -134,6 +134,10 @@ def _dose_rows(doses: Sequence[DoseResults]) -> list[tuple[Verdict, list[Cell]]]
         )
         for each, finding in dose_rows(doses)
     ]
+
+
+def _about_doses(results: DoseResults) -> str:
+    return f"{words(results.attribute)}, dose and response"
 
 
 def _closed(audit: EffectAudit) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from counterray.audits.dose_response import DoseAudit
 from counterray.audits.findings import EffectAudit, Estimate, PairFinding
 from counterray.audits.gates import Gate, GateName
 from counterray.audits.verdicts import Verdict
@@ -29,11 +30,11 @@ VERDICT_MEANINGS: dict[str, str] = {
 }
 
 GATE_QUESTIONS: dict[GateName, str] = {
-    "effectiveness": "Does an independent judge read the level that was asked for? Share of images",
+    "effectiveness": "Does an independent judge read the level or dose that was asked for? Share of images",
     "composition": "Does an image stay as it is when nothing is asked? Mean change, share of the grey range",
     "off_target": "Do findings and attributes that should stay, stay? Mean change of probability",
     "identity": "Is it still the same patient? Cosine similarity of identity features",
-    "judge_auroc": "Can the attribute's judge read real images? AUROC",
+    "judge_auroc": "Can the attribute's judge read real images? AUROC, or share of pairs in the right order",
 }
 
 TESTS: dict[str, str] = {
@@ -87,7 +88,7 @@ def corrected_over(tests: int) -> str:
     return f"the {tests} tests of this attribute (classifiers × findings × pairs of levels)"
 
 
-def refused_targets(audits: Iterable[EffectAudit]) -> dict[str, str]:
+def refused_targets(audits: Iterable[EffectAudit | DoseAudit]) -> dict[str, str]:
     """Name of each target that an audit refused, to the reason and the attributes that it was refused for."""
     reasons: dict[str, dict[str, list[str]]] = {}
     for audit in audits:

@@ -42,6 +42,7 @@ class GSVAEGenerator(Generator):
         self.image_size: int = self.network.image_size
         self.finding_names: tuple[str, ...] = tuple(bundle.metadata["finding_names"])
         self.levels: Mapping[str, tuple[str, ...]] = {}
+        self.ranges: Mapping[str, tuple[float, float]] = {}
         self._training = training
         self._bank: PathologyBank | None = None
 

@@ -81,6 +81,7 @@ class AttributeGenerator(Generator):
         self.image_size: int = model.image_size
         self.finding_names: tuple[str, ...] = ()
         self.levels: Mapping[str, tuple[str, ...]] = model.space.levels
+        self.ranges: Mapping[str, tuple[float, float]] = {}
         self.seeded = model.seeded
 
     @torch.no_grad()
@@ -128,7 +129,7 @@ class AttributeGenerator(Generator):
             raise EditError(str(error)) from error
         return AttributeGenerator(model)
 
-    def _asked(self, edit: Edit, donor: Abduction | None) -> dict[str, int]:
+    def _asked(self, edit: Edit, donor: Abduction | None) -> dict[str, float]:
         if edit.prompt or donor is not None:
             raise EditError(
                 f"This generator sets attributes ({', '.join(self.levels)}) by do, such as "

@@ -99,6 +99,7 @@ class PathologyLDMGenerator(Generator):
         self.prompted = True
         self.seeded = self.model.abduction.noise == "fresh" or drawn_to
         self.levels: Mapping[str, tuple[str, ...]] = {}
+        self.ranges: Mapping[str, tuple[float, float]] = {}
         self._training = training
         self._references: dict[tuple[str, ...], Tensor] = {}
 
