@@ -10,6 +10,9 @@ from typing import Literal
 from counterray.audits.errors import AuditError
 from counterray.audits.settings import GateConfig
 
+LEAST_IMAGES = 100
+"""Images on which a gate opens by its estimate alone."""
+
 GateName = Literal["effectiveness", "composition", "off_target", "identity", "judge_auroc"]
 
 
@@ -128,9 +131,9 @@ _KINDS: dict[GateName, _Kind] = {
 
 
 def gates(readings: Sequence[Reading], config: GateConfig) -> list[Gate]:
-    """Every gate, in a fixed order; open where the worse end of its interval is within the limit.
+    """Every gate, in a fixed order; one that was not measured is closed unless the settings waive it.
 
-    One that was not measured is closed unless the settings waive it.
+    What was measured has to keep the limit; with fewer than `LEAST_IMAGES` so has its whole interval.
 
     Raises:
         AuditError: If a gate was measured twice, or a waived name is no gate.
@@ -169,7 +172,7 @@ def _gate(name: GateName, kind: _Kind, reading: Reading | None, config: GateConf
 
 
 def _fault(name: GateName, kind: _Kind, reading: Reading | None, limit: float) -> tuple[str, str] | None:
-    """Why a gate is closed and what opens it; ``None`` where the interval's worse end passes."""
+    """Why a gate is closed and what opens it; ``None`` where it is open."""
     if reading is None or math.isnan(reading.value):
         return "it was not measured", f"measure it, or give a reason in gates.waived.{name}"
     higher = kind.better == "higher"
@@ -177,7 +180,8 @@ def _fault(name: GateName, kind: _Kind, reading: Reading | None, limit: float) -
     bound = reading.low if higher else reading.high
     if (reading.value < limit) if higher else (reading.value > limit):
         return f"{reading.value:.3g} is {sign} gates.{name} = {limit:g}: {kind.closed}", kind.remedy
-    if (bound < limit) if higher else (bound > limit):
+    few = 0 < reading.images < LEAST_IMAGES
+    if few and ((bound < limit) if higher else (bound > limit)):
         reason = f"{reading.value:.3g} may be {bound:.3g}, {sign} gates.{name} = {limit:g}"
         return f"{reason}: too few images to say", f"audit more than {reading.images} images"
     return None

@@ -105,10 +105,11 @@ def test_null_generators_have_to_be_enough_for_the_whole_family():
             "closed",
             "may be 0.08, above",
         ),
+        (Reading(gate="off_target", value=0.04, low=0.0, high=0.08, images=100), "open", ""),
         (Reading(gate="composition", value=0.04), "open", ""),
     ],
 )
-def test_a_gate_is_open_where_the_worse_end_of_its_interval_passes(reading, state, reason):
+def test_a_gate_of_few_images_is_open_where_the_worse_end_of_its_interval_passes(reading, state, reason):
     [gate] = [gate for gate in gates([reading], GateConfig()) if gate.name == reading.gate]
     assert gate.state == state
     assert reason in gate.reason
