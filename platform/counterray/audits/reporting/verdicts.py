@@ -84,7 +84,7 @@ def gates_section(gates: Mapping[str, Sequence[Gate]], *, title: str) -> Section
         blocks.append(Table(columns, [_gate_row(gate) for gate in each], caption))
         waived = [words(gate.name) for gate in each if gate.state == "waived"]
         if waived:
-            text = f"Waived and not measured by this audit: {', '.join(waived)}. Read the reason above."
+            text = f"Waived: {', '.join(waived)}. Read the reason above."
             blocks.append(Text([text]))
     return Section(
         f"{title}: is the generator fit to say?",
