@@ -251,7 +251,8 @@ class Auditor:
 
     def _require_below_roots(self, what: str, address: str) -> Location:
         scheme = address.partition("://")[0] if "://" in address else ""
-        if scheme not in ("", "s3") or any(part in (".", "..") for part in address.split("/")):
+        plain = address.isprintable() and not any(part in (".", "..") for part in address.split("/"))
+        if scheme not in ("", "s3") or not plain:
             raise ProblemError("audit-refused", f"{what}: {address!r} is no plain path or s3:// URI.")
         inside = address if scheme else os.path.realpath(os.path.expanduser(address))
         for root in self.settings.audits.roots:

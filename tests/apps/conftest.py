@@ -57,9 +57,13 @@ class Visit:
         assert [address for address in self.addresses if not address.startswith(own)] == []
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """A headless Chromium: Debian's, or the one that COUNTERRAY_CHROMIUM names."""
+    """A headless Chromium: Debian's, or the one that COUNTERRAY_CHROMIUM names.
+
+    Of a module, not of the session: as long as the driver is there its event loop runs in this thread, and
+    tests of other modules could run none.
+    """
     program = os.environ.get("COUNTERRAY_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
         pytest.skip("no Chromium: apt-get install chromium, or name one in COUNTERRAY_CHROMIUM")

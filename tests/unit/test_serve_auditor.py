@@ -192,6 +192,8 @@ def test_an_audit_can_be_stopped_and_deleted(place):
         "https://example.org/x.onnx",
         "file:///{place}/roots/net.onnx",
         "s3://elsewhere/model",
+        "\0",
+        "{place}/roots/net\n.onnx",
         "{place}/roots/model.pkl",
         "{place}/roots/classifier.yaml",
         "--set",
