@@ -39,7 +39,7 @@ from rich.table import Table
 from counterray.models.generator import Edit
 from serve.engine import Engine
 from serve.jury import Jury
-from serve.local import read_deployment, settings_of
+from serve.local import first_key, read_deployment, settings_of
 from serve.pictures import given_picture
 from serve.problems import ProblemError
 from serve.samples import Samples
@@ -162,7 +162,7 @@ def main() -> None:
     own = [sys.executable, "-m", "tests.benchmarks.serve_load", "--peer", "--config", str(given.config)]
     ours = [sys.executable, "-m", "jobs", "serve", "--config", str(given.config), "--port", str(PORT)]
     ours += [word for override in given.overrides for word in ("--set", override)]
-    key = (Path(settings.keys).parent / "key").read_text().strip()
+    key = first_key(settings).read_text().strip()
     found = {
         "plain FastAPI": measured([*own, "--model", given.model, *given.overrides], asked, given),
         "counterray": measured(ours, asked, given, key),
