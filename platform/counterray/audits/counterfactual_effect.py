@@ -87,11 +87,7 @@ def _assembled(
     refused: Mapping[str, str],
 ) -> EffectAudit:
     closed = [gate for gate in opened if gate.state == "closed"]
-    size = config.margins.size(
-        mean=numbers["mean"].value,
-        absolute=numbers["excess"].value,
-        flip_rate=numbers["excess_flip"].value,
-    )
+    size = effects.size(config.margins)
     findings = [
         PairFinding(
             target=target,

@@ -155,11 +155,7 @@ def dose_response(scores: DoseScores, config: AuditConfig, *, readings: Sequence
     between = _between_doses(usable)
     dependence = Dependence.of(_from_own(usable), patients, config, placebo_unit=unit)
     equivalence = Tolerance.of(between, patients, config).p_value  # [T, Q]
-    size = config.margins.size(
-        mean=between.effect.mean(axis=-1),
-        absolute=between.excess.mean(axis=-1),
-        flip_rate=between.excess_flip.mean(axis=-1),
-    )
+    size = between.size(config.margins)
     opened = gates(readings, config.gates)
     closed = [gate for gate in opened if gate.state == "closed"]
     pairs = _pairs(usable, between, equivalence, patients, config)

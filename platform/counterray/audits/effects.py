@@ -16,6 +16,7 @@ from counterray.audits.clustered import patient_weights, percentiles, resampled_
 from counterray.audits.equivalence import rates_among
 from counterray.audits.errors import Codes
 from counterray.audits.scores import CounterfactualScores
+from counterray.audits.settings import MarginConfig
 from counterray.evaluation.intervals import Floats
 
 Truths = NDArray[np.bool_]
@@ -99,6 +100,21 @@ class Effects:
     def excess_flip(self) -> Floats:
         """``[T, Q, N]``, flips less the share of null interventions that flip."""
         return self.flip - self.placebo_flip[:, None]
+
+    def size(self, margins: MarginConfig) -> Floats:
+        """``[T, Q]``, the largest of the estimated effects in units of its margin, see `MarginConfig.size`.
+
+        Where noise of the generator is independent, ``E|d|`` is at most ``E|τ|`` and at most
+        ``√(E τ² - E τ_placebo²)``; the smaller one stands for it. ``E|τ| - E|τ_placebo|`` would be too small:
+        noise adds in squares.
+        """
+        absolute = np.abs(self.effect).mean(axis=-1)
+        without_noise = np.sqrt(np.maximum(self.excess_square.mean(axis=-1), 0.0))
+        return margins.size(
+            mean=self.effect.mean(axis=-1),
+            absolute=np.minimum(absolute, without_noise),
+            flip_rate=self.excess_flip.mean(axis=-1),
+        )
 
     def changes(self) -> Floats:
         """``[T, Q, N, R + 1]`` changes for `role_permutation`, the real intervention's first.

@@ -45,6 +45,22 @@ def test_noise_that_levels_share_hides_no_effect_at_the_margin(noise):
     assert invariant <= 3
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.03, 0.06])
+def test_an_effect_beyond_its_margin_is_seen_through_the_noise(noise):
+    random = np.random.default_rng(3)
+    size = 800
+    base, effect = random.uniform(0.3, 0.7, size), 0.07 * random.choice([-1, 1], size)
+    own = random.integers(0, 2, size)
+    truly = np.stack([base, base + effect], axis=-1)
+    levels = truly + random.normal(0, noise, truly.shape)
+    placebo = truly[np.arange(size), own][:, None] + random.normal(0, noise, (size, 3))
+    scores = scores_of(levels[None], own=own, placebo=placebo[None])
+    margins = {"absolute_effect": 0.06, "flip_rate": 1.0}
+    assert audit_of(scores, margins=margins).findings[0].verdict == "depends"
+    wide = {"absolute_effect": 0.085, "flip_rate": 1.0}
+    assert audit_of(scores, margins=wide).findings[0].verdict in ("invariant", "inconclusive")
+
+
 @pytest.mark.parametrize("noise", [0.03, 0.05])
 def test_flips_by_noise_hide_no_flips_by_the_attribute(noise):
     random = np.random.default_rng(2)
