@@ -108,7 +108,7 @@ class Engine:
         Raises:
             AbandonedError: If ``stopped`` said so.
         """
-        return _Batch(self, [work.started() for work in works], stopped, on_preview).done()
+        return _Batch(self, [work.renewed() for work in works], stopped, on_preview).done()
 
 
 @dataclass

@@ -76,8 +76,8 @@ class Work:
             guidance if self.guidance is None else self.guidance,
         )
 
-    def started(self) -> Work:
-        """The same work, from the image if its noise was abducted for another sampler."""
+    def renewed(self) -> Work:
+        """The same work; from the image again where its noise was abducted for another sampler."""
         if self.kept is None or self.kept.sampling == self.sampling:
             return self
         steps, guidance = self.sampling
