@@ -70,6 +70,8 @@ class GeneratorReplica:
         self.settings = Settings.model_validate(settings)
         torch.set_num_threads(self.settings.batch.threads)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._jury: Jury | None = None
         # Serve holds the engines, and lets go of the least recently used.
         self._held: weakref.WeakValueDictionary[str, Engine] = weakref.WeakValueDictionary()
@@ -81,6 +83,9 @@ class GeneratorReplica:
         """Does a work of the model that the handle names, together with what others ask of it."""
         job = _Job(serve.get_multiplexed_model_id(), work)
         try:
+            # Serve closes a batch before it waits for the one that is computed: whoever came meanwhile would be
+            # a batch by himself. So they wait here, and go in together.
+            await self._idle.wait()
             return await self._together(job)  # type: ignore[no-any-return]
         except asyncio.CancelledError:
             job.abandoned.set()
@@ -107,7 +112,11 @@ class GeneratorReplica:
     # Both numbers are the settings', set at the start; Serve gathers requests of one model only.
     @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
     async def _together(self, jobs: list[_Job]) -> list[Made | ProblemError]:
-        return await self._done(jobs)
+        self._idle.clear()
+        try:
+            return await self._done(jobs)
+        finally:
+            self._idle.set()
 
     async def _done(
         self, jobs: list[_Job], on_preview: Callable[[Preview], None] | None = None

@@ -86,7 +86,7 @@ class BatchSettings(Config):
     """Requests of one model at a time at most."""
     wait_seconds: float = Field(default=0.0, ge=0)
     """How long a replica that has nothing to do waits for a second request. While it computes, requests
-    gather anyway, so waiting delays the first of them and gains little."""
+    gather anyway, so that waiting delays the first of them and gains little."""
     rows: int = Field(default=32, ge=1)
     """Images that a generator makes at a time; requests with several seeds make several."""
     threads: int = Field(default=1, ge=1)
