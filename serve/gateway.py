@@ -14,11 +14,12 @@ from ray.serve.handle import DeploymentHandle
 
 from counterray.bundle import open_bundle
 from counterray.config import validate
-from serve.app import Services, create_app
+from serve.app import create_app
 from serve.auditor import Auditor
 from serve.cards import card_of
 from serve.generator import GeneratorReplica, ServeBackend
 from serve.keys import Keyring
+from serve.routes import Services
 from serve.samples import Samples
 from serve.settings import Settings
 from serve.shared import shared_actor

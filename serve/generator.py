@@ -83,8 +83,8 @@ class GeneratorReplica:
         """Does a work of the model that the handle names, together with what others ask of it."""
         job = _Job(serve.get_multiplexed_model_id(), work)
         try:
-            # Serve closes a batch before it waits for the one that is computed: whoever came meanwhile would be
-            # a batch by himself. So they wait here, and go in together.
+            # Serve closes a batch before it waits for the one that is computed: whoever came meanwhile would
+            # be a batch by himself. So they wait here, and go in together.
             await self._idle.wait()
             return await self._together(job)  # type: ignore[no-any-return]
         except asyncio.CancelledError:

@@ -12,7 +12,7 @@ from counterray.bundle import open_bundle, write_bundle
 from counterray.models.predictors.classifier import ClassifierConfig, ClassifierStage
 from counterray.nn.backbone import BackboneConfig
 from counterray.storage import resolve
-from serve.app import Services, create_app
+from serve.app import create_app
 from serve.backend import Found
 from serve.cards import card_of
 from serve.engine import Engine
@@ -20,6 +20,7 @@ from serve.jury import Jury
 from serve.keys import Keyring, add_key
 from serve.noise_cache import NoiseCache
 from serve.problems import problem_of
+from serve.routes import Services
 from serve.samples import Samples
 from serve.settings import Settings
 from tests.small_gsvae import INFO

@@ -5,11 +5,11 @@
 
 The peer is what one writes in an afternoon: a FastAPI route that decodes the image, runs the same bundle and
 the same judges on it and encodes the answer, one request at a time, with one thread of torch (two are slower
-for models as small as the demo's: ``--threads``). Both are asked for new counterfactuals of a sample, each with
-a seed of its own, by locust in a process of its own (``pip install -e .[benchmarks]``). Printed for each number
-of clients: requests/s and their ratio (goal: >= 2 at 32, >= 0.9 at 1), p50, p95 and p99, the answers that
-failed, and at one client what the server adds to a request (goal: <= 15 ms at p50). Both are warmed up under
-the greatest load, so that replicas that autoscaling adds are there.
+for models as small as the demo's: ``--threads``). Both are asked for new counterfactuals of a sample, each
+with a seed of its own, by locust in a process of its own (``pip install -e .[benchmarks]``). Printed for each
+number of clients: requests/s and their ratio (goal: >= 2 at 32, >= 0.9 at 1), p50, p95 and p99, the answers
+that failed, and at one client what the server adds to a request (goal: <= 15 ms at p50). Both are warmed up
+under the greatest load, so that replicas that autoscaling adds are there.
 """
 
 from __future__ import annotations
