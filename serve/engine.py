@@ -25,7 +25,7 @@ from serve.pictures import effect_map, given_picture, made_dicom, made_picture
 from serve.problems import ProblemError, problem_of
 from serve.schemas import MadeImage, Provenance, Score
 from serve.settings import ModelSettings
-from serve.work import Kept, Made, Preview, Work
+from serve.work import Kept, Made, Preview, Sealed, Work
 
 _NEED_DATA = ("gsvae",)
 """Stages whose generators take the pathology from training images."""
@@ -208,7 +208,7 @@ class _Batch:
         abduction = self._generator(places[0]).abduct(batch, only).to("cpu")
         for row, place in enumerate(places):
             self.kept[place] = Kept(
-                abduction=abduction.select(torch.tensor([row])),
+                abduction=Sealed(abduction.select(torch.tensor([row]))),
                 image=images[row],
                 inferred=inferred[row],
                 before=before[row],
@@ -234,7 +234,7 @@ class _Batch:
         greys: list[NDArray[np.uint8]] = []
         for start in range(0, len(rows), self.engine.rows):
             part = rows[start : start + self.engine.rows]
-            abduction = Abduction.join([self.kept[place].abduction for place, _ in part])
+            abduction = Abduction.join([self.kept[place].abduction.open() for place, _ in part])
             image = generator.predict(
                 abduction,
                 [self.works[place].edit for place, _ in part],

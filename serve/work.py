@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +15,38 @@ from serve.jury import Scores
 from serve.schemas import MadeImage, Provenance
 
 
+class Sealed:
+    """An abduction on its way: who only hands it on, or keeps it, neither packs nor unpacks its tensors.
+
+    Args:
+        abduction: One row, on the CPU.
+    """
+
+    def __init__(self, abduction: Abduction) -> None:
+        self.nbytes = abduction.nbytes
+        """Memory of its tensors [bytes]."""
+        self._content: Abduction | bytes = abduction
+
+    def open(self) -> Abduction:
+        """The abduction."""
+        if isinstance(self._content, bytes):
+            return cast(Abduction, pickle.loads(self._content))  # Packed below, and brought by Ray alone.
+        return self._content
+
+    def __getstate__(self) -> tuple[int, bytes]:
+        there = self._content
+        return self.nbytes, there if isinstance(there, bytes) else pickle.dumps(there)
+
+    def __setstate__(self, state: tuple[int, bytes]) -> None:
+        self.nbytes, self._content = state
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kept:
     """An image as its model keeps it.
 
     Attributes:
-        abduction: One row, on the CPU.
+        abduction: What was abducted from it.
         image: The image as the model saw it, ``[H, W]``.
         inferred: What the judges read from it, where they were asked to.
         before: What the judges say of it.
@@ -26,7 +54,7 @@ class Kept:
         sampling: Steps and guidance of the sampler that it was abducted for; ``None`` for the model's own.
     """
 
-    abduction: Abduction
+    abduction: Sealed
     image: NDArray[np.uint8]
     inferred: Mapping[str, float | str]
     before: Scores

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -89,6 +90,10 @@ def test_another_intervention_on_what_was_kept_is_that_of_the_image(name, engine
     engine = engines[name]
     [first] = engine.do([work(WORDS)])
     [again] = engine.do([Work(edit=EDEMA, seeds=(0,), kept=first.kept)])
+    handed_on = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(first.kept))))
+    [later] = engine.do([Work(edit=EDEMA, seeds=(0,), kept=handed_on)])
+    assert same(later, again)
+    assert handed_on.nbytes == first.kept.nbytes
     [fresh] = engine.do([work(EDEMA)])
     assert same(again, fresh)
     assert again.seconds["abduct"] < first.seconds["abduct"]
