@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import ray
@@ -24,6 +25,9 @@ from serve.samples import Samples
 from serve.settings import Settings
 from serve.shared import shared_actor
 
+SURGE = 100
+"""Replicas that an update starts before it ends those in their place [%]: none is missed meanwhile."""
+
 
 def build(arguments: dict[str, Any]) -> Application:
     """The application of a server; pools are deployments ``generator-<pool>``, the ingress is ``gateway``.
@@ -37,10 +41,12 @@ def build(arguments: dict[str, Any]) -> Application:
     settings = validate(Settings, arguments)
     plain = settings.model_dump(mode="json")
     pools = {
-        pool: serve.deployment(GeneratorReplica, name=f"generator-{pool}").bind(plain)
+        pool: serve.deployment(GeneratorReplica, name=f"generator-{pool}", max_surge_percent=SURGE).bind(
+            plain
+        )
         for pool in settings.pools
     }
-    return serve.deployment(Gateway, name="gateway").bind(plain, pools)
+    return serve.deployment(Gateway, name="gateway", max_surge_percent=SURGE).bind(plain, pools)
 
 
 @serve.ingress()

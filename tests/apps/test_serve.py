@@ -2,6 +2,7 @@
 
 import base64
 import io
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +12,7 @@ import ray
 from PIL import Image
 from ray import serve
 
-from tests.apps.serving import deploy
+from tests.apps.serving import deploy, update
 from tests.serve_world import file_of, form_of, radiograph, write_models
 
 pytestmark = pytest.mark.cluster
@@ -20,12 +21,17 @@ PICTURE = file_of(radiograph())
 
 
 @pytest.fixture(scope="module")
-def client(ray_cluster, tmp_path_factory):
+def plain(ray_cluster, tmp_path_factory):
     plain = write_models(tmp_path_factory.mktemp("serve"))
     plain["models"]["attributes"]["pool"] = "rare"
-    with deploy({**plain, "batch": {"size": 8}}) as client:
-        yield client
+    yield {**plain, "batch": {"size": 8}}
     serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def client(plain):
+    with deploy(plain) as client:
+        yield client
 
 
 def ask(client, seed=0, picture=PICTURE, **given):
@@ -105,6 +111,27 @@ def test_a_model_of_another_pool_answers_and_is_listed_as_loaded(client):
         cards = client.get("/v1/models").json()["models"]
         loaded = {card["name"] for card in cards if card["loaded"]}
     assert "attributes" in loaded
+
+
+def test_an_update_under_load_fails_no_request(client, plain):
+    done, answers = threading.Event(), []
+
+    def ask_on():
+        while not done.is_set():
+            answers.append(ask(client))
+
+    with ThreadPoolExecutor(3) as pool:
+        asking = [pool.submit(ask_on) for _ in range(3)]
+        try:
+            update({**plain, "batch": {"size": 4}})
+            updated = len(answers)
+            while len(answers) < updated + 6:
+                time.sleep(0.1)
+        finally:
+            done.set()
+    assert [future.exception() for future in asking] == [None] * 3
+    assert updated
+    assert {answer.status_code for answer in answers} == {200}
 
 
 def test_it_says_that_it_is_ready(client):
