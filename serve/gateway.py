@@ -40,13 +40,11 @@ def build(arguments: dict[str, Any]) -> Application:
     """
     settings = validate(Settings, arguments)
     plain = settings.model_dump(mode="json")
+    deployment = partial(serve.deployment, max_surge_percent=SURGE)
     pools = {
-        pool: serve.deployment(GeneratorReplica, name=f"generator-{pool}", max_surge_percent=SURGE).bind(
-            plain
-        )
-        for pool in settings.pools
+        pool: deployment(GeneratorReplica, name=f"generator-{pool}").bind(plain) for pool in settings.pools
     }
-    return serve.deployment(Gateway, name="gateway", max_surge_percent=SURGE).bind(plain, pools)
+    return deployment(Gateway, name="gateway").bind(plain, pools)
 
 
 @serve.ingress()
