@@ -60,9 +60,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """What the framework itself refuses."""
     assert isinstance(error, HTTPException)
     kinds = {404: "not-found", 405: "method-not-allowed", 400: "unreadable-body"}
-    kind = kinds.get(error.status_code, "internal")
     if "endpoint" not in request.scope:  # no route: the page's folder has no such file
-        kind = "not-found"
+        raise ProblemError("not-found", f"{request.method}: there is no such path.")
+    kind = kinds.get(error.status_code, "internal")
     raise ProblemError(kind, f"{request.method}: {error.detail}.")
 
 

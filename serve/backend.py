@@ -19,10 +19,12 @@ class Found:
     Attributes:
         model: Its model's name.
         kept: The abduction.
+        expires: When it is forgotten at the latest.
     """
 
     model: str
     kept: Kept
+    expires: datetime
 
 
 class Backend(Protocol):

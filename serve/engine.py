@@ -27,6 +27,9 @@ from serve.schemas import MadeImage, Provenance, Score
 from serve.settings import ModelSettings
 from serve.work import Kept, Made, Preview, Sealed, Work
 
+PREVIEWS = 16
+"""Previews of an image on its way, about; samplers with fewer steps show each."""
+
 _NEED_DATA = ("gsvae",)
 """Stages whose generators take the pathology from training images."""
 
@@ -252,7 +255,7 @@ class _Batch:
     ) -> None:
         if self.stopped():
             raise AbandonedError
-        if self.on_preview is None or number == count:
+        if self.on_preview is None or number == count or number % max(1, count // PREVIEWS):
             return
         for (_, seed), one in zip(part, image(), strict=True):
             picture = made_picture(to_grey(one, 8).astype(np.uint8), self.engine.provenance, seed=seed)

@@ -203,7 +203,7 @@ class ServeBackend:
     async def find(self, name: str, *, owner: str) -> Found | None:
         """See `Backend`."""
         entry = await self.shared.get.remote(name, owner)
-        return None if entry is None else Found(entry.model, entry.kept)
+        return None if entry is None else Found(entry.model, entry.kept, entry.expires)
 
     async def loaded(self) -> set[str]:
         """See `Backend`."""

@@ -65,7 +65,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, private = time.perf_counter(), scope["path"].startswith(API)
+        started, private = time.perf_counter(), _path(scope).startswith(API)
         answer = _Answer(send, private=private, given=_header(scope, _REQUEST_ID.lower().encode()))
         scope.setdefault("state", {})["instance"] = answer.instance
         try:
@@ -81,7 +81,7 @@ class Guard:
 
     async def _guarded(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         async with AsyncExitStack() as stack:
-            if scope["path"].startswith(API):
+            if _path(scope).startswith(API):
                 owner = self.keyring.owner(_header(scope, b"authorization"))
                 if owner is None:
                     challenge = {"WWW-Authenticate": "Bearer"}
@@ -91,7 +91,8 @@ class Guard:
             bounded = _Bounded(receive, self.settings.uploads.most_bytes * 4 // 3 + _FORM_BYTES)
             bounded.check_length(_header(scope, b"content-length"))
             try:
-                async with asyncio.timeout(self.settings.limits.deadline_seconds):
+                async with asyncio.timeout(self.settings.limits.deadline_seconds) as deadline:
+                    scope["state"]["deadline"] = deadline
                     await self.app(scope, bounded, answer)
             except TimeoutError:
                 seconds = self.settings.limits.deadline_seconds
@@ -151,6 +152,12 @@ class _Answer:
         await self({"type": "http.response.start", "status": error.status, "headers": listed})
         body = error.document(self.instance).model_dump_json().encode()
         await self({"type": "http.response.body", "body": body})
+
+
+def _path(scope: Scope) -> str:
+    """The path below the application's ``route_prefix``, as the routes see it."""
+    path, prefix = str(scope["path"]), str(scope.get("root_path", ""))
+    return path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path
 
 
 def _header(scope: Scope, wanted: bytes) -> str:

@@ -129,8 +129,9 @@ def _ray() -> Cluster:
         "num_cpus": max(2, os.cpu_count() or 2),
         "include_dashboard": True,
         "object_store_memory": OBJECT_STORE_BYTES,
-        # Audits are submitted to the node's agent. Its usual port is one for the whole machine, and an agent
-        # that finds it taken runs without: `ray.init` cannot name another.
+        # Another Ray may have the usual ports, which are one for the whole machine. Audits are submitted to
+        # the node's agent, which runs without its port where it is taken: `ray.init` cannot name another.
+        "dashboard_port": _free_port(),
         "dashboard_agent_listen_port": _free_port(),
     }
     try:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -49,6 +52,15 @@ class Metrics:
             **shared,
         )
         self.inside = Gauge("requests_inside", "Requests that are being answered.", ("gateway",), **shared)
+        self.calls = Gauge(
+            "calls_open",
+            "Requests that wait for a model, or that it computes.",
+            ("gateway", "model"),
+            **shared,
+        )
+        self.noise_used = Counter(
+            "noise_used", "Interventions on noise that was kept.", ("gateway", "model"), **shared
+        )
         self.noise_bytes = Gauge("noise_bytes", "Memory of the noise that is kept.", **shared)
         self.noise_entries = Gauge("noise_entries", "Abductions that are kept.", **shared)
         self.noise_hits = Gauge("noise_hits", "Noise that was asked for and there.", **shared)
@@ -62,6 +74,14 @@ class Metrics:
     def stage(self, model: str, stage: str, seconds: float) -> None:
         """Notes how long a stage of a request took."""
         self.stages.labels(self._gateway, model, stage).observe(seconds)
+
+    @contextmanager
+    def calling(self, model: str) -> Iterator[None]:
+        """While a model is waited for."""
+        started = time.perf_counter()
+        with self.calls.labels(self._gateway, model).track_inprogress():
+            yield
+        self.stage(model, "call", time.perf_counter() - started)
 
     def made(self, model: str, made: Made) -> None:
         """Notes what a replica said of a work."""

@@ -24,12 +24,14 @@ class Entry(Generic[Kept]):
         owner: Whose request it came from; nobody else finds it.
         model: The model that abducted it.
         nbytes: Its memory [bytes].
+        expires: When it is forgotten at the latest.
     """
 
     kept: Kept
     owner: str
     model: str
     nbytes: int
+    expires: datetime
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,11 @@ class NoiseCache(Generic[Kept]):
         while self.nbytes + nbytes > self.settings.most_bytes:
             self._forget(next(iter(self._entries)))
         name = secrets.token_hex(16)
-        expires = self._clock() + self.settings.expires_seconds
-        self._entries[name] = Entry(kept, owner, model, nbytes)
-        self._ages[name] = expires
+        expires = datetime.fromtimestamp(time.time() + self.settings.expires_seconds, tz=UTC)
+        self._entries[name] = Entry(kept, owner, model, nbytes, expires)
+        self._ages[name] = self._clock() + self.settings.expires_seconds
         self.nbytes += nbytes
-        return name, datetime.fromtimestamp(time.time() + self.settings.expires_seconds, tz=UTC)
+        return name, expires
 
     def get(self, name: str, *, owner: str) -> Entry[Kept] | None:
         """What is kept under a name for this owner; ``None`` if nothing is."""

@@ -9,10 +9,11 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.responses import StreamingResponse
 
 from counterray.models.generator import Edit
@@ -47,6 +48,13 @@ REPORT_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox; frame-ancestors 'none'"
 )
 """Of an audit's report: a page of numbers and pictures, without scripts."""
+
+_TELLING_SECONDS = 5.0
+"""How long after the deadline the end of a stream may take to reach its client."""
+
+_Items = AsyncIterator[Preview | Made | ProblemError]
+_Noise = tuple[str | None, datetime | None]
+"""Name of what is kept, and when it is forgotten."""
 
 Id = Annotated[Identifier, Path(description="32 hexadecimal digits.")]
 
@@ -92,19 +100,20 @@ class Routes:
 
     def router(self) -> APIRouter:
         """All routes."""
-        router = APIRouter()
         answer: dict[str, Any] = {"response_model": CounterfactualAnswer}
-        router.post("/v1/counterfactuals", **answer)(self.counterfactuals)
-        router.post("/v1/counterfactuals/{noise_id}", **answer)(self.again)
-        router.post("/v1/images", **answer)(self.images)
-        router.get("/v1/models")(self.models)
-        router.get("/v1/samples")(self.sample_list)
-        router.get("/v1/samples/{name}.png", response_class=Response)(self.sample)
-        router.post("/v1/audits", status_code=202)(self.new_audit)
-        router.get("/v1/audits")(self.audits)
-        router.get("/v1/audits/{audit_id}")(self.audit)
-        router.get("/v1/audits/{audit_id}/report.html", response_class=Response)(self.report)
-        router.delete("/v1/audits/{audit_id}", status_code=204)(self.delete_audit)
+        router, api = APIRouter(), APIRouter(prefix="/v1", dependencies=[Depends(_owner)])
+        api.post("/counterfactuals", **answer)(self.counterfactuals)
+        api.post("/counterfactuals/{noise_id}", **answer)(self.again)
+        api.post("/images", **answer)(self.images)
+        api.get("/models")(self.models)
+        api.get("/samples")(self.sample_list)
+        api.get("/samples/{name}.png", response_class=Response)(self.sample)
+        api.post("/audits", status_code=202)(self.new_audit)
+        api.get("/audits")(self.audits)
+        api.get("/audits/{audit_id}")(self.audit)
+        api.get("/audits/{audit_id}/report.html", response_class=Response)(self.report)
+        api.delete("/audits/{audit_id}", status_code=204)(self.delete_audit)
+        router.include_router(api)
         router.get("/healthz")(self.healthz)
         router.get("/readyz")(self.readyz)
         router.get("/metrics", response_class=Response)(self.metrics_page)
@@ -133,7 +142,8 @@ class Routes:
         if found is None or found.model not in self.services.cards:
             raise ProblemError("unknown-noise", f"noise_id = {noise_id}.")
         work = Work(edit=_edit(asked), kept=found.kept, **_wanted(asked))
-        return await self._answered(request, found.model, work, noise_id=noise_id)
+        self.metrics.noise_used.labels(self.services.gateway, found.model).inc()
+        return await self._answered(request, found.model, work, noise=(noise_id, found.expires))
 
     async def images(self, request: Request) -> Response:
         """Images from words alone, on the anatomy of a sample that the first seed chooses."""
@@ -208,44 +218,43 @@ class Routes:
         return {"title": found.title, "status": found.status, "remedy": found.remedy, "retry": found.retry}
 
     async def _answered(
-        self, request: Request, model: str, work: Work, *, keep: bool = False, noise_id: str | None = None
+        self, request: Request, model: str, work: Work, *, keep: bool = False, noise: _Noise = (None, None)
     ) -> Response:
         owner = _owner(request)
         if EVENTS in request.headers.get("accept", ""):
-            events = self._events(owner, model, work, request.state.instance, keep=keep, noise_id=noise_id)
+            items = _in_time(self.services.backend.watch(model, work), request.state.deadline)
+            events = self._events(owner, model, items, request.state.instance, keep=keep, noise=noise)
             return StreamingResponse(events, media_type=EVENTS, headers={"X-Accel-Buffering": "no"})
-        started = time.perf_counter()
-        made = await self.services.backend.make(model, work)
-        self.metrics.stage(model, "call", time.perf_counter() - started)
+        with self.metrics.calling(model):
+            made = await self.services.backend.make(model, work)
         if isinstance(made, ProblemError):
             raise made
-        self.metrics.made(model, made)
-        answer = await self._packed(owner, model, made, keep=keep, noise_id=noise_id)
+        answer = await self._packed(owner, model, made, keep=keep, noise=noise)
         return Response(answer.model_dump_json(), media_type="application/json")
 
     async def _events(
-        self, owner: str, model: str, work: Work, instance: str, *, keep: bool, noise_id: str | None
+        self, owner: str, model: str, items: _Items, instance: str, *, keep: bool, noise: _Noise
     ) -> AsyncIterator[str]:
         """``preview`` while it is made, then ``answer`` or ``problem``."""
-        async for item in self.services.backend.watch(model, work):
-            if isinstance(item, Preview):
-                yield _event("preview", json.dumps(vars(item)))
-            elif isinstance(item, ProblemError):
-                yield _event("problem", item.document(instance).model_dump_json())
-            else:
-                self.metrics.made(model, item)
-                answer = await self._packed(owner, model, item, keep=keep, noise_id=noise_id)
-                yield _event("answer", answer.model_dump_json())
+        with self.metrics.calling(model):
+            async for item in items:
+                if isinstance(item, Preview):
+                    yield _event("preview", json.dumps(vars(item)))
+                elif isinstance(item, ProblemError):
+                    yield _event("problem", item.document(instance).model_dump_json())
+                else:
+                    answer = await self._packed(owner, model, item, keep=keep, noise=noise)
+                    yield _event("answer", answer.model_dump_json())
 
     async def _packed(
-        self, owner: str, model: str, made: Made, *, keep: bool, noise_id: str | None
+        self, owner: str, model: str, made: Made, *, keep: bool, noise: _Noise
     ) -> CounterfactualAnswer:
-        expires = None
+        self.metrics.made(model, made)
         if keep:
-            noise_id, expires = await self.services.backend.keep(made.kept, owner=owner, model=model)
+            noise = await self.services.backend.keep(made.kept, owner=owner, model=model)
         return CounterfactualAnswer(
-            noise_id=noise_id,
-            expires=expires,
+            noise_id=noise[0],
+            expires=noise[1],
             input=made.input,
             inferred=dict(made.kept.inferred),
             images=made.images,
@@ -272,7 +281,26 @@ def _wanted(asked: Intervention) -> dict[str, Any]:
 
 
 def _owner(request: Request) -> str:
-    return str(request.state.owner)
+    """Whose key the guard found on a request; none that it did not ask for a key comes further."""
+    owner = getattr(request.state, "owner", None)
+    if owner is None:
+        raise ProblemError("unauthorised", "The key is missing or unknown.")
+    return str(owner)
+
+
+async def _in_time(items: _Items, deadline: asyncio.Timeout) -> _Items:
+    """The items; where they are not over at the deadline, a problem is the last, and no more are made."""
+    ends = deadline.when()
+    assert ends is not None
+    deadline.reschedule(ends + _TELLING_SECONDS)
+    while True:
+        try:
+            yield await asyncio.wait_for(anext(items), ends - asyncio.get_running_loop().time())
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            yield ProblemError("deadline", "It was not done within the time that a request may take.")
+            return
 
 
 def _event(name: str, data: str) -> str:

@@ -93,7 +93,7 @@ class LocalBackend:
 
     async def find(self, name, *, owner):
         entry = self.cache.get(name, owner=owner)
-        return None if entry is None else Found(entry.model, entry.kept)
+        return None if entry is None else Found(entry.model, entry.kept, entry.expires)
 
     async def loaded(self):
         return set(self.engines)

@@ -5,7 +5,7 @@ import { AuditForm } from "./audit_form.js";
 import { announce, byId, confirmed, make, pairs } from "./dom.js";
 import { hideProblem, showProblem } from "./problem.js";
 import { ReportView } from "./report_view.js";
-import { duration, lastPart, moment, title } from "./words.js";
+import { duration, nameOf, moment, title } from "./words.js";
 
 const POLL = 3000; // ms between looks at audits that are not over
 const ACTIVE = ["queued", "running"];
@@ -166,7 +166,7 @@ export class AuditsTab {
 }
 
 /** What the classifiers of a request are called. */
-const names = ({ classifiers }) => classifiers.map(lastPart).join(", ");
+const names = ({ classifiers }) => classifiers.map(nameOf).join(", ");
 
 function facts({ id, created, finished, request }) {
   return pairs([

@@ -44,5 +44,8 @@ export function duration(from, to) {
   return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
 }
 
-/** The last part of a place in storage: what a bundle is called. */
-export const lastPart = (place) => place.replace(/\/+$/, "").split("/").pop();
+/** What a bundle or a file in storage is called: the last part of its place that says something. */
+export const nameOf = (place) => {
+  const parts = place.replace(/\/+$/, "").split("/");
+  return (parts.at(-1) === "bundle" && parts.at(-2)) || parts.at(-1);
+};

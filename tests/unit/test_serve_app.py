@@ -1,5 +1,6 @@
 """The API over HTTP, with real models and without Ray."""
 
+import asyncio
 import base64
 import io
 import json
@@ -11,6 +12,8 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from serve.problems import MEDIA_TYPE
+from serve.settings import Settings
+from serve.work import Preview
 from tests.serve_world import LocalBackend, file_of, form_of, local_app, radiograph, write_models
 
 PICTURE = file_of(radiograph())
@@ -63,6 +66,16 @@ def test_an_image_sent_either_way_gives_the_same_counterfactual(client):
     assert form.headers["cache-control"] == "no-store"
 
 
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/samples", "/v1/samples/sample-1.png", "/v1/audits"])
+def test_a_key_is_needed_below_any_prefix(client, path):
+    below = TestClient(client.app, root_path="/below", headers=client.headers)
+    assert below.get(f"/below{path}").status_code == client.get(path).status_code
+    del below.headers["Authorization"]
+    assert refused(below.get(f"/below{path}"), 401, "unauthorised")
+    assert below.get(f"/below{path}").headers["cache-control"] == "no-store"
+    assert below.get("/below/healthz").status_code == 200
+
+
 def test_a_kept_noise_takes_another_intervention(client):
     first = client.post("/v1/counterfactuals", **form_of(PICTURE, **ASK)).json()
     other = {"do": {"finding.edema": 1}, "severity": "mild"}
@@ -74,6 +87,7 @@ def test_a_kept_noise_takes_another_intervention(client):
     one, two = (pixels(answer.json()["images"][0]["image"]) for answer in (again, whole))
     assert np.abs(one - two).max() <= 1
     assert again.json()["noise_id"] == first["noise_id"]
+    assert again.json()["expires"] == first["expires"] is not None
     refused(client.post(f"/v1/counterfactuals/{'0' * 32}", json=other), 404, "unknown-noise")
 
 
@@ -219,17 +233,22 @@ def test_the_document_describes_what_the_routes_read(client):
 
 
 class Slow(LocalBackend):
-    """A backend that takes its time, or is not there."""
+    """A backend that takes its time."""
+
+    ended = False
 
     async def make(self, model, work):
-        import asyncio
-
         await asyncio.sleep(60)
+
+    async def watch(self, model, work):
+        yield Preview(seed=0, step=1, steps=2, image="")
+        try:
+            await asyncio.sleep(60)
+        finally:
+            self.ended = True
 
 
 def test_a_deadline_ends_a_request_and_a_rate_sends_away(models):
-    from serve.settings import Settings
-
     backend = Slow(Settings.model_validate(models))
     app, key = local_app(models, backend=backend, limits={"deadline_seconds": 0.5, "rate": "2/minute"})
     with TestClient(app, headers={"Authorization": f"Bearer {key}"}) as client:
@@ -238,6 +257,17 @@ def test_a_deadline_ends_a_request_and_a_rate_sends_away(models):
         response = client.get("/v1/models")
         refused(response, 429, "rate-limited")
         assert int(response.headers["retry-after"]) >= 1
+
+
+def test_a_stream_says_that_its_time_is_over_and_its_work_ends(models):
+    backend = Slow(Settings.model_validate(models))
+    app, key = local_app(models, backend=backend, limits={"deadline_seconds": 0.5})
+    headers = {"Authorization": f"Bearer {key}", "Accept": "text/event-stream"}
+    with TestClient(app, headers=headers) as client:
+        events = client.post("/v1/counterfactuals", **form_of(PICTURE, **ASK)).text.strip().split("\n\n")
+    assert [event.split("\n")[0] for event in events] == ["event: preview", "event: problem"]
+    assert json.loads(events[1].split("data: ")[1])["type"] == "/problems/deadline"
+    assert backend.ended
 
 
 def test_a_request_keeps_the_name_that_the_proxy_gave_it_and_no_other(client):
