@@ -143,8 +143,8 @@ def follow(client: Any, name: str) -> Submitted:
 
 def _goes_on(name: str) -> str:
     return (
-        f"Job {name} may go on without us: python -m jobs cluster logs {name} follows it again, python -m jobs "
-        f"cluster stop {name} ends it."
+        f"Job {name} may go on without us: python -m jobs cluster logs {name} follows it again, python -m "
+        f"jobs cluster stop {name} ends it."
     )
 
 

@@ -15,11 +15,11 @@ SENT_FOLDERS = ("jobs", "serve", "platform")
 SENT_SUFFIXES = (".py", ".yaml", ".json", ".html", ".jinja", ".js", ".css", ".svg", ".typed")
 
 EXCLUDES = (
-    "/*",
+    *("/?*", "!."),  # all, but not the checkout itself
     *(f"!/{folder}" for folder in SENT_FOLDERS),
-    "*.*",
+    "?*.?*",
     *(f"!*{suffix}" for suffix in SENT_SUFFIXES),
-    *(".*", "__pycache__", "*.egg-info", "*secret*", "*credential*", "*password*", "id_rsa*", "id_ed25519*"),
+    *(".?*", "__pycache__", "*.egg-info", "*secret*", "*credential*", "*password*", "id_rsa*", "id_ed25519*"),
 )
 """Patterns of ``.gitignore``, of which the last that fits decides: no folder but `SENT_FOLDERS`, of these no
 file but source, and nothing whose name is that of a secret. Data and bundles stay here by not being named.
