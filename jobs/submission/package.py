@@ -16,7 +16,7 @@ SENT_SUFFIXES = (".py", ".yaml", ".json", ".html", ".jinja", ".js", ".css", ".sv
 
 EXCLUDES = (
     *("/?*", "!."),  # all, but not the checkout itself
-    *(f"!/{folder}" for folder in SENT_FOLDERS),
+    *(f"!/{folder}{below}" for folder in SENT_FOLDERS for below in ("", "/**")),
     "?*.?*",
     *(f"!*{suffix}" for suffix in SENT_SUFFIXES),
     *(".?*", "__pycache__", "*.egg-info", "*secret*", "*credential*", "*password*", "id_rsa*", "id_ed25519*"),
