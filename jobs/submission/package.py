@@ -11,7 +11,7 @@ from jobs.submission.errors import SubmissionError
 
 CHECKOUT = Path(__file__).parents[2]
 
-SENT_FOLDERS = ("jobs", "serve", "platform")
+SENT_FOLDERS = ("jobs", "serve", "tune", "platform")
 SENT_SUFFIXES = (".py", ".yaml", ".json", ".html", ".jinja", ".js", ".css", ".svg", ".typed")
 
 EXCLUDES = (

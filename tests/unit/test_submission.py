@@ -18,7 +18,7 @@ from jobs.submission.client import connect
 from jobs.submission.command import HERE_ONLY, read_command
 from jobs.submission.errors import AwayError, SubmissionError
 from jobs.submission.following import find, follow, stop
-from jobs.submission.package import CHECKOUT, SENT_SUFFIXES, is_sent, runtime_environment
+from jobs.submission.package import CHECKOUT, SENT_FOLDERS, SENT_SUFFIXES, is_sent, runtime_environment
 from jobs.submission.sending import Request, send
 
 GROUP = typer.main.get_command(app)
@@ -49,7 +49,7 @@ def test_the_package_holds_every_source_file_that_git_knows_and_nothing_else(tmp
     names = names_in_package(CHECKOUT, tmp_path / "package.zip")
     source = {
         path.relative_to(CHECKOUT).as_posix()
-        for folder in ("jobs", "serve", "platform")
+        for folder in SENT_FOLDERS
         for path in (CHECKOUT / folder).rglob("*")
         if path.suffix in SENT_SUFFIXES and "egg-info" not in str(path) and "__pycache__" not in str(path)
     }
