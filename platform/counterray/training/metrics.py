@@ -10,7 +10,7 @@ _TAGS = ("run", "stage")
 
 
 class TrainingMetrics:
-    """What rank 0 shows while it trains. Ray puts ``ray_`` before each name, and ``_total`` after a counter's.
+    """What rank 0 shows. Ray puts ``ray_`` before each name, and ``_total`` after that of a counter.
 
     Args:
         run: The run's name: the last part of its folder.
