@@ -102,7 +102,7 @@ def test_a_container_by_itself_is_a_head_that_is_watched():
     (check,) = instructions("HEALTHCHECK")
     assert check.endswith('CMD ["ray", "health-check"]')
     ray = Path(sys.executable).with_name("ray")
-    known = subprocess.run([ray, "--help"], capture_output=True, text=True, check=True).stdout
-    assert "health-check" in known
+    known = subprocess.run([ray, "health-check", "--help"], capture_output=True, text=True, check=True).stdout
+    assert "--address" in known
     assert instructions("ENTRYPOINT") == ['["tini", "--"]']
     assert "wget" in TEXT  # KubeRay's probes

@@ -20,7 +20,6 @@ from counterray.training import metrics as training_metrics
 from serve.metrics import Metrics
 from serve.noise_cache import Counts
 from serve.schemas import Audit, AuditRequest
-from serve.work import Made
 from tests.conftest import ROOT
 from tests.infra.rendered import named, ray_pods
 
@@ -59,7 +58,8 @@ def names_of_the_gateway() -> set[str]:
     """What a gateway shows that has answered, made and audited something."""
     metrics = Metrics("one")
     metrics.answered("/v1/models", 200, 0.1)
-    metrics.made("model", Made(images=(), batch=1, seconds={"predict": 0.1}))
+    metrics.stage("model", "predict", 0.1)
+    metrics.batches.labels("one", "model").observe(1)
     metrics.audited([audit()])
     page = metrics.page(inside=1, noise=Counts(nbytes=1, entries=1, hits=1, misses=1)).decode()
     return {line.split("{")[0].split(" ")[0] for line in page.splitlines() if not line.startswith("#")}
@@ -114,7 +114,7 @@ def test_every_query_reads_metrics_that_exist(where, query, known):
 
 def test_a_metric_that_does_not_exist_would_be_noticed(known):
     assert metrics_in("rate(ray_counterray_training_loss_total[5m])") - known
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         metrics_in("rate(ray_counterray_training_step")
 
 
