@@ -29,11 +29,13 @@ class Head:
 
     Attributes:
         url: Its dashboard.
+        metrics: What its node shows to Prometheus.
         token: What it asks for.
         folder: Its logs and packages.
     """
 
     url: str
+    metrics: str
     token: str
     folder: Path
 
@@ -47,14 +49,16 @@ class Head:
 @contextmanager
 def head_with_token(*, cpus: int = 4) -> Iterator[Head]:
     """Runs a head that asks for a token, beside any other Ray of this machine."""
-    dashboard, gcs, agent, client = _free_ports(4)
+    dashboard, gcs, agent, client, metrics = _free_ports(5)
     # Ray's sockets lie below: their paths may not exceed about 100 characters.
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        head = Head(f"http://127.0.0.1:{dashboard}", secrets.token_hex(32), Path(folder))
+        urls = (f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics")
+        head = Head(*urls, secrets.token_hex(32), Path(folder))
         ray = Path(sys.executable).with_name("ray")
         options = {
             **{"port": gcs, "dashboard-port": dashboard, "dashboard-agent-listen-port": agent},
-            **{"ray-client-server-port": client, "min-worker-port": 0, "max-worker-port": 0},
+            **{"ray-client-server-port": client, "metrics-export-port": metrics},
+            **{"min-worker-port": 0, "max-worker-port": 0},
             **{"num-cpus": cpus, "object-store-memory": 200 << 20, "temp-dir": folder},
         }
         flags = [f"--{name}={value}" for name, value in options.items()]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -116,6 +117,27 @@ def test_a_training_that_was_stopped_goes_on_when_the_same_line_is_sent_again(bu
     assert steps == list(range(1, 61))
     times = [line["time"] for line in lines if line["split"] == "train"]
     assert max(later - earlier for earlier, later in itertools.pairwise(times)) > 2  # the stop
+
+
+def test_a_training_shows_the_metrics_that_the_dashboards_read(head: Head, data: str, tmp_path: Path) -> None:
+    sent = train(head, data, f"{tmp_path}/run", "--detach", "--json", steps=100_000)
+    job = json.loads(sent.stdout.splitlines()[-1])
+    wanted = {
+        "ray_counterray_training_step", "ray_counterray_training_loss", "ray_counterray_training_score",
+        "ray_counterray_training_images_per_second", "ray_counterray_training_data_wait_seconds_total",
+        "ray_train_controller_state", "ray_node_cpu_utilization", "ray_object_store_memory",
+    }  # fmt: skip
+    missing, end = wanted, time.monotonic() + 150
+    while missing:
+        with urllib.request.urlopen(head.metrics, timeout=10) as page:
+            lines = page.read().decode().splitlines()
+        missing = wanted - {line.split("{")[0].split(" ")[0] for line in lines}
+        assert time.monotonic() < end, missing
+        time.sleep(1)
+    step = next(line for line in lines if line.startswith("ray_counterray_training_step{"))
+    assert 'run="run"' in step
+    assert 'stage="classifier"' in step
+    assert cluster(head, "stop", job["id"])["status"] == "STOPPED"
 
 
 def test_an_audit_gives_its_verdicts_and_its_own_exit_status(
