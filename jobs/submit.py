@@ -16,7 +16,7 @@ from jobs.submission.package import Packages
 def main(
     context: typer.Context,
     words: Annotated[
-        list[str], typer.Argument(metavar="-- JOB ...", help="A job and its arguments, after two dashes.")
+        list[str], typer.Argument(metavar="JOB", help="After two dashes: a job and its arguments.")
     ],
     address: Dashboard = None,
     packages: Annotated[

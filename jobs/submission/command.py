@@ -46,7 +46,7 @@ class JobCommand:
 def read_command(words: Sequence[str], group: Any, parent: Any) -> JobCommand:
     """Parses a job's words as the job itself would, so that what it would refuse is refused here.
 
-    A training is told to continue what its folder holds, so that the same line sent again goes on.
+    A job that must be told to continue what its folder holds is told so: the same line sent again goes on.
 
     Args:
         words: The job's name and its arguments.
@@ -80,7 +80,7 @@ def read_command(words: Sequence[str], group: Any, parent: Any) -> JobCommand:
     for override in values.get("overrides") or ():
         setting, _, text = override.partition("=")
         _require_reachable(f"--set {setting}", text if text.startswith(".") else None)
-    if job == "train" and not values["resume"] and not values["go_on"]:
+    if not values.get("resume", True) and not values.get("go_on", True):
         arguments.append("--continue")
     return JobCommand((job, *arguments), str(out))
 
