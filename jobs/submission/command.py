@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jobs.submission.errors import SubmissionError
@@ -79,10 +80,11 @@ def read_command(words: Sequence[str], group: Any, parent: Any) -> JobCommand:
             _require_reachable(f"--{name.replace('_', '-')}", text)
     for override in values.get("overrides") or ():
         setting, _, text = override.partition("=")
-        _require_reachable(f"--set {setting}", text if text.startswith(".") else None)
-    if not values.get("resume", True) and not values.get("go_on", True):
+        is_place = text.startswith(".") or ("/" in text and Path(text).exists())
+        _require_reachable(f"--set {setting}", text if is_place else None)
+    if values.get("resume") is False and values.get("go_on") is False:
         arguments.append("--continue")
-    return JobCommand((job, *arguments), str(out))
+    return JobCommand((job, *arguments), str(out).rstrip("/"))
 
 
 def _require_reachable(option: str, value: object) -> None:

@@ -127,6 +127,7 @@ def test_the_shell_of_the_cluster_reads_what_was_written():
         ([*TRAIN[:-1], ".local/run"], "--out = .local/run is a place on this machine"),
         ([*TRAIN[:-1], "run"], "--out = run is a place"),
         ([*TRAIN, "--set", "inputs.identity=.local/identity/bundle"], "--set inputs.identity = .local"),
+        ([*TRAIN, "--set", "inputs.identity=tests/unit"], "--set inputs.identity = tests/unit"),
         ([*TRAIN, "--address", "auto"], "it runs on the cluster"),
         (["demo"], "demo without --out"),
         (["train", "--config", "mine/a.yaml", *TRAIN[3:]], "--config = mine/a.yaml is a place"),
