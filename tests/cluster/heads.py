@@ -81,9 +81,10 @@ def head_with_token(*, cpus: int = 4) -> Iterator[Head]:
         finally:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(timeout=30)
+                process.wait(timeout=60)
             except subprocess.TimeoutExpired:
-                process.kill()
+                process.kill()  # what it started goes with it
+                process.wait()
             shutil.rmtree(head.folder, ignore_errors=True)
 
 
