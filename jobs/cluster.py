@@ -33,7 +33,9 @@ def summary(result: Mapping[str, Any]) -> str:
     """A job in a line or two."""
     started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(result["started"]))
     place = f"  {result['out']}" if result["out"] else ""
-    said = f"\n  {result['message'].splitlines()[0]}" if result["exit_status"] and result["message"] else ""
+    # Ray's message goes on with the end of the log.
+    why = result["message"].partition(", last available logs")[0]
+    said = f"\n  {why}" if result["exit_status"] and why else ""
     return f"{result['status'].lower():9s} {started}  {result['id']}{place}{said}"
 
 

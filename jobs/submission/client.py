@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -33,11 +34,10 @@ def connect(address: str | None) -> Any:
     # Ray would follow these in place of the address that it is given.
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
         os.environ.pop(name, None)
-    import logging
-
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray.dashboard").setLevel(logging.ERROR)
+    for module in ("job.sdk", "dashboard_sdk"):  # they tell of every upload and every connection that ends
+        logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
     with translated(url):
         return JobSubmissionClient(url)
 

@@ -32,7 +32,7 @@ SMALL = {
     "loader.block_studies": "256",
 }
 
-STEPS = 1200
+STEPS = 800
 """Enough that it is stopped before its end."""
 
 
@@ -143,8 +143,9 @@ def test_a_training_shows_the_metrics_that_the_dashboards_read(head: Head, data:
 def test_an_audit_gives_its_verdicts_and_its_own_exit_status(
     head: Head, data: str, bundle: str, tmp_path: Path
 ) -> None:
-    small = {"studies": "48", "chunk_studies": "16", "split": "train", "resources.workers": "1"}
-    small |= {"audit.minimum_patients": "4", "audit.resamples": "100", "audit.permutations": "99"}
+    small = {"studies": "48", "chunk_studies": "16", "split": "train", "training_patients": "warn"}
+    small |= {"resources.workers": "1", "audit.minimum_patients": "4"}
+    small |= {"audit.resamples": "200", "audit.permutations": "199"}
     words = ("audit", "--classifier", bundle, "--generator", "exact", "--data", data, "--attribute", "sex")
     done = submit(head, *words, "--out", f"{tmp_path}/audit", **small)
     assert done.returncode == 0, done.stdout[-3000:]
