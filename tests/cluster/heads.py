@@ -69,6 +69,7 @@ def head_with_token(*, cpus: int = 4) -> Iterator[Head]:
                     **head.environment(),
                     **{"RAY_AUTH_MODE": "token", "PATH": f"{ray.parent}:{os.environ['PATH']}"},
                     **{"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "PYTHONPATH": ""},
+                    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nobody waits for its work
                 },
                 cwd=folder,
                 stdout=log,

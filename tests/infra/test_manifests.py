@@ -316,12 +316,18 @@ def test_a_spot_group_differs_from_its_own_by_its_nodes_alone():
     assert {group["groupName"] for group in train} == {"workers", "spot"}
 
 
-def test_a_worker_that_is_taken_away_leaves_ray_in_time(overlay):
+SPOT_NOTICE_SECONDS = 120
+
+
+def test_a_worker_that_is_taken_away_is_drained_in_time(overlay):
     for pod in ray_pods(overlay):
         if not pod.where.endswith("/head"):
-            command = pod.container["lifecycle"]["preStop"]["exec"]["command"]
-            assert command[:2] == ["ray", "stop"], pod.where
-            assert pod.spec["terminationGracePeriodSeconds"] > float(command[-1])
+            python, flag, program = pod.container["lifecycle"]["preStop"]["exec"]["command"]
+            assert (python, flag) == ("python", "-c")
+            compile(program, "preStop", "exec")
+            variables = {variable["name"]: variable.get("value") for variable in pod.container["env"]}
+            drained = float(variables["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
+            assert 0 < drained < pod.spec["terminationGracePeriodSeconds"] <= SPOT_NOTICE_SECONDS, pod.where
 
 
 def test_accounts_and_bucket_are_those_of_terraform():
