@@ -53,6 +53,15 @@ def test_packages_are_those_of_the_lock():
     installs = re.findall(r"pip install (.+?)(?: &&|$)", "\n".join(instructions("RUN")), flags=re.MULTILINE)
     assert len(installs) == 2
     assert all("--constraint requirements.lock" in line for line in installs)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["llm"], *extras["onnx"]]
+    locked = {
+        line.partition("==")[0].lower() for line in (ROOT / "requirements.lock").read_text().splitlines()
+    }
+    assert {re.match(r"[\w.-]+", text).group().lower().replace("-", "_") for text in wanted} <= {
+        name.replace("-", "_") for name in locked
+    }
 
 
 def test_it_runs_as_the_user_of_the_manifests():
