@@ -7,6 +7,7 @@ import typer
 from jobs import (
     audit,
     augment,
+    cluster,
     demo,
     encode,
     evaluate,
@@ -16,6 +17,7 @@ from jobs import (
     refine,
     reproduce,
     serve,
+    submit,
     train,
 )
 
@@ -45,6 +47,8 @@ app.command("audit")(audit.main)
 app.command("serve")(serve.main)
 app.command("demo")(demo.main)
 app.command("reproduce")(reproduce.main)
+app.command("submit")(submit.main)
+app.add_typer(cluster.app, name="cluster")
 
 if __name__ == "__main__":
     app()

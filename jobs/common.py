@@ -79,8 +79,8 @@ def run(
     as_json: bool,
     summary: Callable[[Mapping[str, Any]], str],
     left_out: Callable[[Mapping[str, Any]], str] = lambda result: "",
-) -> None:
-    """Runs a job and prints its result; an error that a user can mend becomes one message and status 1.
+) -> Mapping[str, Any]:
+    """Runs a job, prints and returns its result; an error that a user can mend is a message and status 1.
 
     Args:
         work: The job.
@@ -99,6 +99,7 @@ def run(
     if missing := left_out(result):
         typer.echo(f"error: {missing}", err=True)
         sys.exit(INCOMPLETE)
+    return result
 
 
 def _plain(value: Any) -> Any:
@@ -116,8 +117,9 @@ def user_errors() -> tuple[type[Exception], ...]:
     from counterray.training.run_folder import RunError
     from jobs.evaluation import EvaluationError
     from jobs.generation.request import GenerationError
+    from jobs.submission.errors import SubmissionError
 
     return (
         *(AuditError, BundleError, ConfigError, EditError, EvaluationError, GenerationError),
-        *(IngestError, RunError, StorageError),
+        *(IngestError, RunError, StorageError, SubmissionError),
     )

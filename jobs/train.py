@@ -17,6 +17,12 @@ def main(
     data: Annotated[str, typer.Option(help="Dataset of an ingest: folder or s3:// URI.")],
     out: Annotated[str, typer.Option(help="Folder or s3:// URI of this run alone.")],
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run that --out holds.")] = False,
+    go_on: Annotated[
+        bool,
+        typer.Option(
+            "--continue", help="Continue the run that --out holds, or begin it where there is none."
+        ),
+    ] = False,
     address: Address = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
@@ -31,10 +37,10 @@ def main(
 
         stage, settings = catalog.read_training(config, overrides or ())
         if resume and not (resolve(out) / "run.json").exists():
-            raise RunError(f"--resume: {out} holds no training. Check --out, or begin one without --resume.")
+            raise RunError(f"--resume: {out} holds no training. Check --out, or begin one with --continue.")
         connect(address)
         method = catalog.entry(stage.name).method
-        trained = train(stage, settings, method=method, data=data, out=out, resume=resume)
+        trained = train(stage, settings, method=method, data=data, out=out, resume=resume or go_on)
         return {"bundle": trained.bundle.location.uri, "metrics": dict(trained.metrics)}
 
     run(work, as_json=as_json, summary=_summary)

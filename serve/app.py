@@ -43,7 +43,7 @@ def create_app(services: Services) -> FastAPI:
         version=__version__,
         docs_url=None,  # Its page would load scripts from elsewhere.
         redoc_url=None,
-        lifespan=lambda app: _lifespan(services),
+        lifespan=lambda app: _lifespan(services, metrics),
     )
     routes = Routes(services, metrics, limiter, ThreadPoolExecutor(settings.uploads.workers))
     app.include_router(routes.router())
@@ -74,17 +74,17 @@ async def _not_valid(request: Request, error: Exception) -> Response:
 
 
 @asynccontextmanager
-async def _lifespan(services: Services) -> AsyncIterator[None]:
+async def _lifespan(services: Services, metrics: Metrics) -> AsyncIterator[None]:
     """Starts audits in their turn as long as the gateway lives."""
-    task = asyncio.create_task(_advance(services.auditor)) if services.auditor is not None else None
+    task = asyncio.create_task(_advance(services.auditor, metrics)) if services.auditor is not None else None
     yield
     if task is not None:
         task.cancel()
 
 
-async def _advance(auditor: Auditor) -> None:
+async def _advance(auditor: Auditor, metrics: Metrics) -> None:
     while True:
         # Storage or Ray may be away for a while; the next round tries again.
         with suppress(StorageError, ProblemError, ConnectionError, RuntimeError):
-            await asyncio.to_thread(auditor.advance)
+            metrics.audited(await asyncio.to_thread(auditor.advance))
         await asyncio.sleep(_AUDIT_SECONDS)

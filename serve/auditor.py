@@ -142,13 +142,14 @@ class Auditor:
                 self.jobs.stop_job(_job(name, attempts))
         (self.out / name).delete()
 
-    def advance(self) -> None:
-        """Starts audits whose turn has come, the oldest first; called again and again."""
+    def advance(self) -> list[Audit]:
+        """Starts audits whose turn has come, the oldest first, and returns all; called again and again."""
         audits = self.listed()
         free = self.settings.audits.running - sum(audit.state == "running" for audit in audits)
         queued = [audit for audit in reversed(audits) if audit.state == "queued"]
         for audit in queued[: max(0, free)]:
             self._start(audit)
+        return audits
 
     def _start(self, audit: Audit) -> None:
         place = self.out / audit.id

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import Counter as Tally
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from serve.noise_cache import Counts
+from serve.schemas import Audit, AuditState
 from serve.work import Made
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -61,6 +63,13 @@ class Metrics:
         self.noise_used = Counter(
             "noise_used", "Interventions on noise that was kept.", ("gateway", "model"), **shared
         )
+        self.audits = Gauge("audits", "Audits in storage by their state.", ("gateway", "state"), **shared)
+        self.verdicts = Gauge(
+            "audit_verdicts",
+            "Verdicts of audits in storage that have succeeded.",
+            ("gateway", "attribute", "verdict"),
+            **shared,
+        )
         self.noise_bytes = Gauge("noise_bytes", "Memory of the noise that is kept.", **shared)
         self.noise_entries = Gauge("noise_entries", "Abductions that are kept.", **shared)
         self.noise_hits = Gauge("noise_hits", "Noise that was asked for and there.", **shared)
@@ -88,6 +97,21 @@ class Metrics:
         self.batches.labels(self._gateway, model).observe(made.batch)
         for stage, seconds in made.seconds.items():
             self.stage(model, stage, seconds)
+
+    def audited(self, audits: Sequence[Audit]) -> None:
+        """Notes the audits that are in storage, which every gateway sees alike."""
+        states = Tally(audit.state for audit in audits)
+        for state in get_args(AuditState):
+            self.audits.labels(self._gateway, state).set(states[state])
+        self.verdicts.clear()
+        given = Tally(
+            (attribute, verdict)
+            for audit in audits
+            for attribute, targets in audit.verdicts.items()
+            for verdict in targets.values()
+        )
+        for (attribute, verdict), count in given.items():
+            self.verdicts.labels(self._gateway, attribute, verdict).set(count)
 
     def page(self, *, inside: int, noise: Counts) -> bytes:
         """All of it in Prometheus' text format.

@@ -32,6 +32,7 @@ from counterray.training import checkpoint
 from counterray.training.checkpoint import Progress, RankState
 from counterray.training.config import TrainingConfig
 from counterray.training.loop import require_finite
+from counterray.training.metrics import TrainingMetrics
 from counterray.training.stage import Losses, Stage
 from counterray.training.tracking import Tracker
 
@@ -109,6 +110,8 @@ class Rank:
         torch.manual_seed(self.config.seed + 1_000_003 * (self.rank + 1))
         saved = ray.train.get_checkpoint()
         self.tracker = self._tracker(scratch)
+        self.metrics = TrainingMetrics(job.out.rsplit("/", 1)[-1], job.stage.name)
+        self.waited = 0.0  # for data, since it was last shown [s]
         with saved.as_directory() if saved else nullcontext() as folder:
             self.progress = checkpoint.load_progress(Path(folder)) if folder else Progress()
             resized = self.progress.world_size != self.world_size and folder is not None
@@ -129,7 +132,9 @@ class Rank:
         while self.progress.step < config.steps and not self.progress.stopped:
             step = self.progress.step
             for _ in range(accumulation):
+                asked = time.monotonic()
                 batch, self.position = next(batches)
+                self.waited += time.monotonic() - asked
                 losses = self.engine.micro_step(batch.to(self.device), step)
                 failure = self._failure(losses, step)
                 if failure:
@@ -195,6 +200,13 @@ class Rank:
         values["lr"] = self.config.optimizer.rate(step - 1, self.config.steps)
         values["images_per_second"] = round(steps_per_second * images, 2)
         self.tracker.log("train", step, values)
+        self.metrics.trained(
+            step,
+            loss=values["loss"],
+            images_per_second=values["images_per_second"],
+            waited=self.waited,
+        )
+        self.waited = 0.0
         if self.job.board is not None:
             name = self.job.out.rsplit("/", 1)[-1]
             self.job.board.update.remote(name, step, self.config.steps, values["loss"])
@@ -249,6 +261,7 @@ class Rank:
             for name, images in self.stage.preview(module, first).items():
                 self.tracker.grid(name, self.progress.step, images)
         self.tracker.log("validation", self.progress.step, metrics)
+        self.metrics.validated(metrics)
         return metrics
 
     def _validation(self) -> Iterator[Batch]:
