@@ -21,6 +21,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from counterray.data.phantom.scm import FINDING_NAMES, VOCABULARY
 from counterray.data.pixels import Rejected
@@ -296,25 +297,26 @@ def application(state: PageServer) -> FastAPI:
 
 
 @contextmanager
-def serving() -> Iterator[PageServer]:
-    """Runs the stand-in in a thread of this process."""
-    state = PageServer()
+def running(application: ASGIApp) -> Iterator[str]:
+    """Runs an application in a thread of this process, and yields its URL."""
     config = uvicorn.Config(
-        with_policy(application(state)),
-        port=0,
-        log_level="error",
-        ws="none",
-        lifespan="off",
-        access_log=False,
+        application, port=0, log_level="error", ws="none", lifespan="off", access_log=False
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    state.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
     try:
-        yield state
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
     finally:
         server.should_exit = True
         thread.join(timeout=10)
+
+
+@contextmanager
+def serving() -> Iterator[PageServer]:
+    """Runs the stand-in."""
+    state = PageServer()
+    with running(with_policy(application(state))) as state.url:
+        yield state
