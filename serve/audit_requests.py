@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 
-from counterray.bundle import BundleError, read_manifest
+from counterray.bundle import MANIFEST, BundleError, read_manifest
 from counterray.storage import Location, resolve
 from serve.problems import ProblemError
 from serve.schemas import AuditRequest
@@ -17,7 +17,7 @@ EXACT = "exact"
 
 
 def require_admissible(request: AuditRequest, settings: Settings) -> None:
-    """Refuses what the job could not, or should not, read: what lies outside the roots, is missing, or is code.
+    """Refuses what a job could not, or should not, read: what is missing, outside the roots, or code.
 
     Raises:
         ProblemError: ``audit-refused`` or ``unknown-model``, with the field and its value.
@@ -62,10 +62,12 @@ def _require_classifier(address: str, roots: tuple[str, ...]) -> None:
         if not place.is_file():
             raise ProblemError("audit-refused", f"classifiers: there is no file {address!r}.")
         return
+    said = f"classifiers: {address!r} is neither a bundle nor an .onnx file."
+    if not (place / MANIFEST).is_file():
+        raise ProblemError("audit-refused", said)
     try:
         read_manifest(place)
     except BundleError:
-        said = f"classifiers: {address!r} is neither a bundle nor an .onnx file."
         raise ProblemError("audit-refused", said) from None
 
 

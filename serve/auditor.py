@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import counterray
 from counterray.storage import MissingError, StorageError, resolve
@@ -30,6 +30,9 @@ MOST_ATTEMPTS = 3
 
 _ENDED: dict[str, AuditState] = {"SUCCEEDED": "succeeded", "FAILED": "failed", "STOPPED": "stopped"}
 _RUNNING = ("PENDING", "RUNNING")
+
+_Of = TypeVar("_Of", str, Entry)
+_Found = TypeVar("_Found")
 
 
 class Jobs(Protocol):
@@ -150,7 +153,7 @@ class Auditor:
         for entry in queued[: max(0, free)]:
             self._guarded(self._start, entry)
 
-    def _guarded[T, R](self, step: Callable[[T], R], audit: T) -> R | None:
+    def _guarded(self, step: Callable[[_Of], _Found], audit: _Of) -> _Found | None:
         try:
             return step(audit)
         except Exception as error:

@@ -67,8 +67,10 @@ class RayJobs:
                 raise
 
     def status(self, job: str) -> str | None:
-        """Its status in Ray's words, such as ``RUNNING``; ``None`` for a job that the cluster does not know,
-        such as one of before its head restarted."""
+        """Its status in Ray's words, such as ``RUNNING``; ``None`` for a job that the cluster does not know.
+
+        It knows none of before its head restarted.
+        """
         with _answering():
             try:
                 return str(self._client.get_job_status(job).value)
