@@ -15,7 +15,7 @@ class Status(Enum):
 
 
 class Jobs:
-    """Ray's jobs as their client shows them, its errors included; ``forget`` is a restart of the cluster's head.
+    """Ray's jobs as their client shows them, errors included; ``forget`` is a restart of the cluster's head.
 
     Attributes:
         away: Raised by every method: the cluster does not answer.

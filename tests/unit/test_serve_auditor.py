@@ -29,17 +29,11 @@ def empty_bundle(folder):
 @pytest.fixture
 def place(tmp_path):
     """Roots with a bundle, an ONNX file and a dataset, and something outside."""
-    for name in ("roots/data", "outside"):
-        (tmp_path / name).mkdir(parents=True)
-    for name in (
-        "roots/data/manifest.json",
-        "roots/net.onnx",
-        "roots/model.pkl",
-        "outside/x.onnx",
-    ):
-        (tmp_path / name).write_text("{}")
     for name in ("roots/classifier", "outside"):
         empty_bundle(tmp_path / name)
+    (tmp_path / "roots/data").mkdir()
+    for name in ("roots/data/manifest.json", "roots/net.onnx", "roots/model.pkl", "outside/x.onnx"):
+        (tmp_path / name).write_text("{}")
     (tmp_path / "roots/link").symlink_to(tmp_path / "outside")
     return tmp_path
 
