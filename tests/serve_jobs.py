@@ -21,6 +21,7 @@ class Jobs:
         away: Raised by every method: the cluster does not answer.
         full: Whether no job is taken.
         lingers: Whether jobs that are asked to end go on for a while.
+        logs: What every job wrote; ``None`` where that is lost.
         asked: Names of jobs whose status was asked for.
     """
 
@@ -47,6 +48,8 @@ class Jobs:
     def get_job_logs(self, job_id):
         self._answer()
         self._require(job_id)
+        if self.logs is None:
+            raise RuntimeError("Request failed with status code 500: no agent has the log.")
         return self.logs
 
     def stop_job(self, job_id):

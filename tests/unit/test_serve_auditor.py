@@ -9,7 +9,7 @@ import pytest
 
 from counterray.bundle import write_bundle
 from counterray.storage import resolve
-from serve import audit_records
+from serve import audit_records, gateway
 from serve.audit_records import AUDIT, REPORT, REQUEST, RESULTS, STATE
 from serve.auditor import MOST_ATTEMPTS, Auditor
 from serve.problems import ProblemError
@@ -340,6 +340,26 @@ def test_the_job_joins_the_ray_that_it_is_told(place, joins):
         assert command[command.index("--address") + 1] == joins
 
 
+@pytest.mark.parametrize(
+    ("address", "url", "joins"),
+    [
+        ("auto", "http://dashboard-of-10.0.0.1:6379", "10.0.0.1:6379"),
+        ("http://other:8265", "http://other:8265", ""),
+    ],
+)
+def test_auto_is_the_ray_of_the_gateway_for_who_submits_and_for_the_job(
+    place, monkeypatch, address, url, joins
+):
+    urls = []
+    monkeypatch.setattr(gateway, "JobSubmissionClient", urls.append)
+    monkeypatch.setattr(gateway, "ray_address_to_api_server_url", "http://dashboard-of-{}".format)
+    context = SimpleNamespace(gcs_address="10.0.0.1:6379")
+    monkeypatch.setattr(gateway.ray, "get_runtime_context", lambda: context)
+    settings = auditor_of(place, Jobs(), address=address).auditor.settings
+    assert gateway._auditor(settings).joins == joins
+    assert urls == [url]
+
+
 def test_a_model_that_the_server_no_longer_has_ends_its_audits(place):
     jobs = Jobs()
     auditor, jobs.full = auditor_of(place, jobs), True
@@ -425,6 +445,15 @@ def test_an_audit_that_ray_does_not_take_waits_until_it_does(place):
     jobs.full = False
     auditor.advance()
     assert auditor.find(audit.id).state == "running"
+
+
+def test_an_audit_whose_log_is_lost_has_failed_too(place):
+    jobs = Jobs()
+    auditor, jobs.logs = auditor_of(place, jobs), None
+    name = auditor.submit(request_of(place)).id
+    jobs.status[f"audit-{name}-1"] = Status.FAILED
+    audit = auditor.find(name)
+    assert (audit.state, audit.message.partition(";")[0]) == ("failed", "The job failed")
 
 
 def test_a_job_that_another_gateway_submitted_is_followed(place):
