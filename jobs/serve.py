@@ -29,13 +29,12 @@ def main(
 
     def work() -> Mapping[str, Any]:
         from counterray.bundle import open_bundle
-        from serve.keys import add_key
-        from serve.local import LocalServer, first_key, read_deployment, settings_of
+        from serve.local import LocalServer, first_key, named_key, read_deployment, settings_of
 
         deployment = read_deployment(config, overrides or (), port=port)
         settings = settings_of(deployment)
         if new_key:
-            return {"key": add_key(settings.keys, new_key)}
+            return {"key": named_key(settings, new_key)}
         for model in settings.models.values():
             open_bundle(model.bundle)
         key = first_key(settings)

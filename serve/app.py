@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
@@ -14,20 +15,23 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from counterray import __version__
-from counterray.storage import StorageError
-from serve.auditor import Auditor
 from serve.documentation import document
 from serve.guard import Guard
 from serve.limits import Limiter
 from serve.metrics import Metrics
-from serve.problems import ProblemError
+from serve.problems import ProblemError, problem_of
 from serve.routes import Routes, Services
+
+logger = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parent / "page"
 """The page's files."""
 
 _AUDIT_SECONDS = 5.0
 """How often audits whose turn has come are started."""
+
+_KEY_SECONDS = 5.0
+"""How often keys are read anew: a new one opens, and a revoked one is refused, after this."""
 
 
 def create_app(services: Services) -> FastAPI:
@@ -75,16 +79,22 @@ async def _not_valid(request: Request, error: Exception) -> Response:
 
 @asynccontextmanager
 async def _lifespan(services: Services, metrics: Metrics) -> AsyncIterator[None]:
-    """Starts audits in their turn as long as the gateway lives."""
-    task = asyncio.create_task(_advance(services.auditor, metrics)) if services.auditor is not None else None
+    """Reads keys anew, and starts audits in their turn, as long as the gateway lives."""
+    tasks = [asyncio.create_task(_repeated(services.keyring.refresh, _KEY_SECONDS, "read the keys anew"))]
+    if (auditor := services.auditor) is not None:
+        work = _repeated(lambda: metrics.audited(auditor.advance()), _AUDIT_SECONDS, "look after the audits")
+        tasks.append(asyncio.create_task(work))
     yield
-    if task is not None:
+    for task in tasks:
         task.cancel()
 
 
-async def _advance(auditor: Auditor, metrics: Metrics) -> None:
+async def _repeated(work: Callable[[], None], seconds: float, doing: str) -> None:
+    """Does it again and again in a thread, whatever it fails at."""
     while True:
-        # Storage or Ray may be away for a while; the next round tries again.
-        with suppress(StorageError, ProblemError, ConnectionError, RuntimeError):
-            metrics.audited(await asyncio.to_thread(auditor.advance))
-        await asyncio.sleep(_AUDIT_SECONDS)
+        try:
+            await asyncio.to_thread(work)
+        except Exception as error:
+            said = problem_of(error, doing=doing).detail
+            logger.warning("%s; it is tried again in %g s", said.removesuffix("."), seconds)
+        await asyncio.sleep(seconds)

@@ -20,6 +20,7 @@ from serve.auditor import Auditor
 from serve.cards import card_of
 from serve.generator import GeneratorReplica, ServeBackend
 from serve.keys import Keyring
+from serve.ray_jobs import RayJobs
 from serve.routes import Services
 from serve.samples import Samples
 from serve.settings import Settings
@@ -82,7 +83,7 @@ def services_of(settings: Settings, backend: ServeBackend) -> Services:
     }
     auditor = None
     if settings.audits.roots:
-        auditor = Auditor(settings, JobSubmissionClient(_dashboard(settings.audits.address)))
+        auditor = _auditor(settings)
     return Services(
         settings=settings,
         cards=cards,
@@ -94,11 +95,14 @@ def services_of(settings: Settings, backend: ServeBackend) -> Services:
     )
 
 
-def _dashboard(address: str) -> str:
-    """The URL that jobs are submitted to: ``auto`` is the Ray that this very process is part of.
+def _auditor(settings: Settings) -> Auditor:
+    """Audits as jobs of ``audits.address``, where ``auto`` is the Ray that this very process is part of.
 
-    Ray's own ``auto`` would be the one that was started last on this machine.
+    Ray's own ``auto`` would be the one that was started last on this machine, for who submits a job and for
+    the job itself: both are told the address.
     """
-    if address != "auto":
-        return address
-    return str(ray_address_to_api_server_url(ray.get_runtime_context().gcs_address))
+    url, joins = settings.audits.address, ""
+    if url == "auto":
+        joins = str(ray.get_runtime_context().gcs_address)
+        url = str(ray_address_to_api_server_url(joins))
+    return Auditor(settings, RayJobs(JobSubmissionClient(url)), joins=joins)

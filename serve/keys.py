@@ -33,15 +33,17 @@ def hashed(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Keyring:
     """The keys that a server knows.
 
     Attributes:
         owners: Hash of a key to the name of its owner.
+        file: Where they were read from; empty for the environment, which stays as it is.
     """
 
     owners: Mapping[str, str]
+    file: str = ""
 
     @classmethod
     def read(cls, file: str) -> Keyring:
@@ -57,17 +59,24 @@ class Keyring:
         given = os.environ.get(VARIABLE, "")
         if given:
             pairs = [part.partition("=") for part in given.split(",")]
-            return cls._of({name.strip(): value.strip() for name, _, value in pairs}, VARIABLE)
-        return cls._of(_stored(resolve(file)), file)
-
-    @classmethod
-    def _of(cls, hashes: Mapping[str, str], place: str) -> Keyring:
-        if not hashes:
+            owners = _owners({name.strip(): value.strip() for name, _, value in pairs}, VARIABLE)
+            ring = cls(owners)
+        else:
+            ring = cls(_owners(_stored(resolve(file)), file), file)
+        if not ring.owners:
+            place = ring.file or VARIABLE
             raise ConfigError(f"There is no key in {place}. Make one: python -m jobs serve --new-key <name>.")
-        for name, value in hashes.items():
-            if not name or len(value) != 64 or not set(value) <= set("0123456789abcdef"):
-                raise ConfigError(f"{place}: the key of {name!r} is no SHA-256 in hexadecimal.")
-        return cls({value: name for name, value in hashes.items()})
+        return ring
+
+    def refresh(self) -> None:
+        """Reads the file anew: what it holds now is valid from now on, and where it is gone, no key is.
+
+        Raises:
+            ConfigError: If it is no file of keys; those of before stay valid.
+            StorageError: If it cannot be read; those of before stay valid.
+        """
+        if self.file:
+            self.owners = _owners(_stored(resolve(self.file)), self.file)
 
     def owner(self, authorization: str) -> str | None:
         """Who sent a header ``Authorization``; ``None`` for nobody that is known.
@@ -102,6 +111,13 @@ def write_private(place: Location, text: str) -> None:
     place.write_bytes(text.encode())
     if place.is_local:
         Path(place.path).chmod(0o600)
+
+
+def _owners(hashes: Mapping[str, str], place: str) -> dict[str, str]:
+    for name, value in hashes.items():
+        if not name or len(value) != 64 or not set(value) <= set("0123456789abcdef"):
+            raise ConfigError(f"{place}: the key of {name!r} is no SHA-256 in hexadecimal.")
+    return {value: name for name, value in hashes.items()}
 
 
 def _stored(place: Location) -> dict[str, str]:

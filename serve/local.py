@@ -22,7 +22,7 @@ from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
 import counterray
 from counterray.config import ConfigError, read, validate
-from counterray.storage import resolve
+from counterray.storage import Location, resolve
 from serve.keys import VARIABLE, add_key, write_private
 from serve.settings import Settings
 
@@ -70,11 +70,25 @@ def first_key(settings: Settings) -> Path:
         ConfigError: If keys come from elsewhere, and this machine has none.
         StorageError: If a file cannot be written.
     """
-    hashes = resolve(settings.keys)
-    file = resolve(hashes.uri.rpartition("/")[0]) / "key"
-    if not hashes.exists() and not os.environ.get(VARIABLE):
-        write_private(file, add_key(settings.keys, OWNER) + "\n")
-    return Path(file.path)
+    if not resolve(settings.keys).exists() and not os.environ.get(VARIABLE):
+        named_key(settings, OWNER)
+    return Path(_key_file(settings).path)
+
+
+def named_key(settings: Settings, name: str) -> str:
+    """Makes a key under a name, whose former key ends; this machine's own is also kept in its file.
+
+    Raises:
+        StorageError: If a file cannot be written.
+    """
+    key = add_key(settings.keys, name)
+    if name == OWNER:
+        write_private(_key_file(settings), key + "\n")
+    return key
+
+
+def _key_file(settings: Settings) -> Location:
+    return resolve(resolve(settings.keys).uri.rpartition("/")[0]) / "key"
 
 
 @dataclass(frozen=True)

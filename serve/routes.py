@@ -175,24 +175,25 @@ class Routes:
     async def new_audit(self, request: Request) -> Audit:
         """Starts an audit."""
         asked = await read_body(request, AuditRequest)
-        return await asyncio.to_thread(self._auditor().submit, asked)
+        return await asyncio.to_thread(self._auditor().submit, asked, owner=_owner(request))
 
-    async def audits(self) -> AuditList:
-        """All audits."""
-        return AuditList(audits=tuple(await asyncio.to_thread(self._auditor().listed)))
+    async def audits(self, request: Request) -> AuditList:
+        """The audits of the key's owner."""
+        found = await asyncio.to_thread(self._auditor().listed, owner=_owner(request))
+        return AuditList(audits=tuple(found))
 
-    async def audit(self, audit_id: Id) -> Audit:
+    async def audit(self, audit_id: Id, request: Request) -> Audit:
         """An audit's state."""
-        return await asyncio.to_thread(self._auditor().find, audit_id)
+        return await asyncio.to_thread(self._auditor().find, audit_id, owner=_owner(request))
 
-    async def report(self, audit_id: Id) -> Response:
+    async def report(self, audit_id: Id, request: Request) -> Response:
         """The report of an audit that has succeeded."""
-        page = await asyncio.to_thread(self._auditor().report, audit_id)
+        page = await asyncio.to_thread(self._auditor().report, audit_id, owner=_owner(request))
         return Response(page, media_type="text/html", headers={"Content-Security-Policy": REPORT_POLICY})
 
-    async def delete_audit(self, audit_id: Id) -> None:
+    async def delete_audit(self, audit_id: Id, request: Request) -> None:
         """Stops an audit that runs, and deletes what it wrote."""
-        await asyncio.to_thread(self._auditor().delete, audit_id)
+        await asyncio.to_thread(self._auditor().delete, audit_id, owner=_owner(request))
 
     async def healthz(self) -> dict[str, str]:
         """Whether this gateway lives."""

@@ -15,8 +15,11 @@ MOST_SEEDS = 8
 LONGEST_PROMPT = 500
 """Characters of a prompt at most."""
 
+MOST_STUDIES = 10_000_000
+"""Studies that an audit may be limited to; the largest public datasets have some hundred thousand."""
+
 Identifier = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-"""Of cached noise, of an audit: 128 random bits, so that it can be found by nobody who was not told it."""
+"""Of cached noise, of an audit: 128 random bits; only the owner of the key that made it finds it."""
 
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 """Name of a model, as ``GET /v1/models`` lists it."""
@@ -218,7 +221,7 @@ class AuditRequest(Message):
         min_length=1, max_length=16
     )
     """Attributes to intervene on."""
-    studies: int | None = Field(default=None, ge=10)
+    studies: int | None = Field(default=None, ge=10, le=MOST_STUDIES)
     """Studies at most; all of the split by default."""
 
 
@@ -246,10 +249,10 @@ class Audit(Message):
 
 
 class AuditList(Message):
-    """All audits, the newest first."""
+    """A key's audits, the newest first."""
 
     audits: tuple[Audit, ...]
-    """Of this server's storage."""
+    """Those that were asked for with a key of the same owner."""
 
 
 class Problem(Message):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import secrets
 import threading
 
 import numpy as np
@@ -108,7 +109,7 @@ class LocalBackend:
 def local_app(plain, *, samples=(), auditor=None, backend=None, **settings):
     """The application and a key for it."""
     asked = Settings.model_validate({**plain, **settings})
-    key = add_key(asked.keys, "somebody")
+    key = add_key(asked.keys, secrets.token_hex(4))
     cards = {
         name: card_of(name, open_bundle(model.bundle), model, judges=())
         for name, model in asked.models.items()

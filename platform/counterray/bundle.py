@@ -164,7 +164,7 @@ def open_bundle(uri: str | Path | Location) -> Bundle:
         StorageError: If storage cannot be used.
     """
     location = uri if isinstance(uri, Location) else resolve(uri)
-    bundle = Bundle(location, _read_manifest(location))
+    bundle = Bundle(location, read_manifest(location))
     recorded = bundle.manifest["files"]
     present = set(location.files())
     for name, checksum in recorded.items():
@@ -322,7 +322,13 @@ def _checksum(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def _read_manifest(location: Location) -> Mapping[str, Any]:
+def read_manifest(location: Location) -> Mapping[str, Any]:
+    """A bundle's manifest, verified itself; the files that it names are not looked at, as `open_bundle` does.
+
+    Raises:
+        BundleError: If there is none, its format is another, or it was changed.
+        StorageError: If storage cannot be used.
+    """
     place = f"Bundle {location.uri}, file {MANIFEST!r}:"
     try:
         text = (location / MANIFEST).read_bytes()

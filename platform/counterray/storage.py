@@ -139,6 +139,14 @@ class Location:
         }
         return {name: int(found[name].size) for name in sorted(found) if not _PARTIAL.search(name)}
 
+    def names(self) -> list[str]:
+        """Names of the files and folders right in this folder, sorted; without those half written."""
+        with self._translated("list"):
+            infos = self.filesystem.get_file_info(FileSelector(self.path, allow_not_found=True))
+            if not infos:
+                self._check_bucket()
+        return sorted(info.base_name for info in infos if not _PARTIAL.search(info.base_name))
+
     def sha256(self) -> str:
         """Checksum of the file's content, read in pieces."""
         digest = hashlib.sha256()

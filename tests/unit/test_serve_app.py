@@ -4,16 +4,23 @@ import asyncio
 import base64
 import io
 import json
+import time
 
 import numpy as np
 import pydicom
 import pytest
+import requests
 from PIL import Image
 from starlette.testclient import TestClient
 
+from serve import app as app_module
+from serve.auditor import Auditor
+from serve.keys import add_key
 from serve.problems import MEDIA_TYPE
+from serve.ray_jobs import RayJobs
 from serve.settings import Settings
 from serve.work import Preview
+from tests.serve_jobs import Jobs, Status
 from tests.serve_world import LocalBackend, file_of, form_of, local_app, radiograph, write_models
 
 PICTURE = file_of(radiograph())
@@ -209,6 +216,89 @@ def test_audits_are_off_without_roots(client):
     asked = {"classifiers": ["x"], "generator": "words", "data": "d", "attributes": ["sex"]}
     refused(client.post("/v1/audits", json=asked), 404, "audits-off")
     refused(client.get(f"/v1/audits/{'0' * 32}"), 404, "audits-off")
+
+
+def eventually(holds, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def audited(models, tmp_path, monkeypatch):
+    """The application with audits, its settings, and its Ray jobs, which do not answer."""
+    monkeypatch.setattr(app_module, "_AUDIT_SECONDS", 0.05)
+    monkeypatch.setattr(app_module, "_KEY_SECONDS", 0.05)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/manifest.json").write_text("{}")
+    (tmp_path / "net.onnx").write_bytes(b"x")
+    plain = {**models, "keys": str(tmp_path / "keys.json")}
+    plain["audits"] = {"roots": [str(tmp_path)], "out": str(tmp_path / "out")}
+    jobs = Jobs()
+    jobs.away = requests.exceptions.ConnectionError("Connection refused")
+    auditor = Auditor(Settings.model_validate(plain), RayJobs(jobs))
+    app, key = local_app(plain, auditor=auditor)
+    with TestClient(app, headers={"Authorization": f"Bearer {key}"}) as client:
+        yield client, plain, jobs, auditor
+
+
+def asked_of(plain, **asked):
+    [root] = plain["audits"]["roots"]
+    given = {"classifiers": [f"{root}/net.onnx"], "data": f"{root}/data", "generator": "exact"}
+    return {**given, "attributes": ["sex"], **asked}
+
+
+def test_an_audit_outlives_a_time_without_ray(audited):
+    client, plain, jobs, _ = audited
+    response = client.post("/v1/audits", json=asked_of(plain))
+    assert response.status_code == 202, response.text
+    audit = response.json()
+    assert audit["state"] == "queued"
+    jobs.away = None
+    eventually(lambda: client.get(f"/v1/audits/{audit['id']}").json()["state"] == "running")
+    jobs.away = requests.exceptions.ReadTimeout("read timed out")
+    refused(client.get("/v1/audits"), 503, "unavailable")
+    assert client.delete(f"/v1/audits/{audit['id']}").status_code == 204
+    assert client.get("/v1/audits").json() == {"audits": []}
+    jobs.away = None
+    [job] = jobs.commands
+    eventually(lambda: jobs.status[job] is Status.STOPPED)
+
+
+def test_nothing_ends_the_loop_that_starts_audits(audited, monkeypatch, caplog):
+    client, plain, jobs, auditor = audited
+    broken = KeyError("patient 17")
+    monkeypatch.setattr(auditor.records, "all", lambda: (_ for _ in ()).throw(broken))
+    eventually(lambda: "look after the audits" in caplog.text)
+    assert "patient 17" not in caplog.text
+    monkeypatch.undo()
+    jobs.away = None
+    audit = client.post("/v1/audits", json=asked_of(plain)).json()
+    jobs.forget()
+    monkeypatch.setattr(app_module, "_AUDIT_SECONDS", 0.05)
+    eventually(lambda: f"audit-{audit['id']}-2" in jobs.status)
+
+
+def test_audits_are_found_by_the_owner_of_the_key_alone_and_keys_come_and_go(audited):
+    client, plain, jobs, _ = audited
+    jobs.away = None
+    audit = client.post("/v1/audits", json=asked_of(plain)).json()
+    headers = {"Authorization": f"Bearer {add_key(plain['keys'], 'bob')}"}
+    eventually(lambda: client.get("/v1/models", headers=headers).status_code == 200)
+    path = f"/v1/audits/{audit['id']}"
+    assert client.get("/v1/audits", headers=headers).json() == {"audits": []}
+    for call, where in ((client.get, path), (client.get, f"{path}/report.html"), (client.delete, path)):
+        refused(call(where, headers=headers), 404, "unknown-audit")
+    assert client.get(path).json()["state"] == "running"
+    add_key(plain["keys"], "bob")
+    eventually(lambda: client.get("/v1/models", headers=headers).status_code == 401)
+
+
+@pytest.mark.parametrize("studies", [9, 10**7 + 1, 10**30])
+def test_an_audit_is_of_a_number_of_studies_that_there_can_be(audited, studies):
+    client, plain, _, _ = audited
+    refused(client.post("/v1/audits", json=asked_of(plain, studies=studies)), 422, "invalid-request")
 
 
 def test_numbers_for_prometheus(client):

@@ -1,6 +1,7 @@
 """Requests drawn from the OpenAPI document: whatever comes, the answer is one that the document promises."""
 
 import base64
+from pathlib import Path
 
 import pytest
 import schemathesis
@@ -13,6 +14,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from serve.auditor import Auditor
+from serve.ray_jobs import RayJobs
 from serve.settings import Settings
 from tests.serve_jobs import Jobs
 from tests.serve_world import file_of, local_app, radiograph, write_models
@@ -30,7 +32,7 @@ def plain(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def api(plain):
-    auditor = Auditor(Settings.model_validate(plain), Jobs())
+    auditor = Auditor(Settings.model_validate(plain), RayJobs(Jobs()))
     app, key = local_app(plain, samples=[radiograph(32, 1)], auditor=auditor)
     schema = schemathesis.openapi.from_asgi("/openapi.json", app)
     schema.config.headers = {"Authorization": f"Bearer {key}"}
@@ -80,6 +82,8 @@ def test_every_answer_is_one_that_the_document_promises(method, path, api):
 
 def test_audits_of_classifiers_and_data_that_there_are(api, plain):
     root = plain["audits"]["roots"][0]
+    (Path(root) / "data").mkdir()
+    (Path(root) / "data/manifest.json").write_text("{}")
     there = {"classifiers": plain["judges"], "data": f"{root}/data", "generator": "exact"}
 
     def complete(case):

@@ -7,7 +7,7 @@ import pytest
 
 from counterray.config import ConfigError
 from serve.keys import Keyring
-from serve.local import LocalServer, first_key, read_deployment, settings_of
+from serve.local import LocalServer, first_key, named_key, read_deployment, settings_of
 
 CONFIGS = Path(__file__).parents[2] / "serve" / "configs"
 
@@ -51,6 +51,17 @@ def test_the_first_start_makes_a_key_that_later_starts_keep(tmp_path):
     assert key not in (tmp_path / "keys.json").read_text()
     assert Keyring.read(settings.keys).owner(f"Bearer {key}") == "local"
     assert first_key(settings).read_text().strip() == key
+
+
+def test_a_new_key_of_this_machine_stands_in_its_file_and_others_do_not(tmp_path):
+    settings = settings_of(read_deployment(CONFIGS / "local.yaml", [f"keys={tmp_path}/keys.json"]))
+    file = first_key(settings)
+    named_key(settings, "ann")
+    key = named_key(settings, "local")
+    assert first_key(settings) == file
+    assert file.read_text().strip() == key
+    assert file.stat().st_mode & 0o077 == 0
+    assert Keyring.read(settings.keys).owner(f"Bearer {key}") == "local"
 
 
 def test_a_port_that_another_server_has_is_refused():

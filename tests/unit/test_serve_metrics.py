@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from datetime import UTC, datetime
 
-from serve.app import _advance
+from starlette.testclient import TestClient
+
 from serve.metrics import Metrics
 from serve.noise_cache import Counts
 from serve.schemas import Audit, AuditRequest
+from tests.serve_world import local_app
 
 
 def audit(state: str, **verdicts: dict[str, str]) -> Audit:
@@ -53,7 +55,7 @@ def test_audits_are_counted_by_state_and_verdicts_by_attribute():
     assert not any("verdicts" in name for name in shown(metrics))
 
 
-def test_every_round_of_the_audits_is_shown_also_after_one_that_failed(monkeypatch):
+def test_every_round_of_the_audits_is_shown_also_after_one_that_failed(monkeypatch, tmp_path):
     class Auditor:
         rounds = 0
 
@@ -63,11 +65,10 @@ def test_every_round_of_the_audits_is_shown_also_after_one_that_failed(monkeypat
                 raise ConnectionError("storage is away")
             return [audit("failed")]
 
-    async def run(metrics: Metrics) -> None:
-        task = asyncio.create_task(_advance(Auditor(), metrics))
-        while shown(metrics).get('counterray_audits{state="failed"}') != 1:
-            await asyncio.sleep(0.01)
-        task.cancel()
-
     monkeypatch.setattr("serve.app._AUDIT_SECONDS", 0.01)
-    asyncio.run(asyncio.wait_for(run(Metrics("one")), timeout=10))
+    app, _ = local_app({"keys": str(tmp_path / "keys.json")}, auditor=Auditor())
+    with TestClient(app) as client:
+        deadline = time.monotonic() + 10
+        while 'state="failed"} 1.0' not in (page := client.get("/metrics").text):
+            assert time.monotonic() < deadline, page
+            time.sleep(0.01)

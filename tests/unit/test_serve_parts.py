@@ -8,6 +8,7 @@ import stat
 
 import numpy as np
 import pytest
+from limits.errors import StorageError as StoreError
 from PIL import Image
 
 from counterray.config import ConfigError
@@ -52,10 +53,31 @@ def test_a_new_key_of_a_name_ends_the_former(tmp_path):
     assert ring.owner(f"Bearer {former}") is None
 
 
+def test_keys_are_read_anew_and_what_is_no_file_of_keys_changes_nothing(tmp_path):
+    file = tmp_path / "keys.json"
+    former = add_key(str(file), "ann")
+    ring = Keyring.read(str(file))
+    key, other = add_key(str(file), "ann"), add_key(str(file), "bob")
+    ring.refresh()
+    assert ring.owner(f"Bearer {former}") is None
+    file.write_text("[]")
+    with pytest.raises(ConfigError, match="no file of keys"):
+        ring.refresh()
+    file.write_text('{"ann": "x"}')
+    with pytest.raises(ConfigError, match="no SHA-256"):
+        ring.refresh()
+    assert (ring.owner(f"Bearer {key}"), ring.owner(f"Bearer {other}")) == ("ann", "bob")
+    file.unlink()
+    ring.refresh()
+    assert ring.owner(f"Bearer {key}") is None
+
+
 def test_keys_of_the_environment_stand_in_place_of_the_file(monkeypatch, tmp_path):
     key = new_key()
     monkeypatch.setenv(VARIABLE, f"ann={hashed(key)}, bob={hashed('x')}")
-    assert Keyring.read(str(tmp_path / "none")).owner(f"Bearer {key}") == "ann"
+    ring = Keyring.read(str(tmp_path / "none"))
+    ring.refresh()
+    assert ring.owner(f"Bearer {key}") == "ann"
     monkeypatch.setenv(VARIABLE, f"ann={key}")
     with pytest.raises(ConfigError, match="'ann' is no SHA-256"):
         Keyring.read(str(tmp_path / "none"))
@@ -106,6 +128,47 @@ def test_places_are_limited_by_key_and_in_all_and_given_back():
         return kinds, limiter.inside.total()
 
     assert asyncio.run(ask()) == ([("too-many-at-once", 7), ("overloaded", 7)], 0)
+
+
+class SlowStore:
+    """A store of rates that is far away, or not there at all."""
+
+    def __init__(self, error=None):
+        self.error = error
+
+    async def hit(self, rate, owner):
+        await asyncio.sleep(0.01)
+        if self.error is not None:
+            raise self.error
+        return True
+
+
+@pytest.mark.parametrize(
+    ("concurrent", "waiting", "kind"), [(2, 9, "too-many-at-once"), (9, 2, "overloaded")]
+)
+def test_a_burst_passes_no_limit_while_the_rate_is_looked_up(concurrent, waiting, kind):
+    limiter = Limiter(LimitSettings(concurrent=concurrent, waiting=waiting))
+    limiter._window = SlowStore()
+
+    async def ask():
+        async with limiter.admitted("ann"):
+            await asyncio.sleep(0.05)
+
+    async def burst():
+        return await asyncio.gather(*(ask() for _ in range(5)), return_exceptions=True)
+
+    refused = [error.kind for error in asyncio.run(burst()) if error is not None]
+    assert refused == [kind] * 3
+    assert limiter.inside.total() == 0
+
+
+def test_a_store_of_rates_that_is_away_is_unavailable_and_its_place_is_given_back():
+    limiter = Limiter(LimitSettings())
+    limiter._window = SlowStore(StoreError(ConnectionError("refused")))
+    with pytest.raises(ProblemError) as error:
+        asyncio.run(limiter.admitted("ann").__aenter__())
+    assert error.value.kind == "unavailable"
+    assert limiter.inside.total() == 0
 
 
 def test_a_rate_that_cannot_be_read_is_refused():

@@ -101,6 +101,14 @@ def test_files_are_listed_below_and_sorted(folder):
     assert (folder / "a").files() == ["b/c", "z"]
 
 
+def test_names_are_those_of_one_level(folder):
+    assert folder.names() == []
+    for name in ("b", "a/z", "a/b/c", f".x.{'0' * 32}.partial/f"):
+        (folder / name).write_bytes(b"x")
+    assert folder.names() == ["a", "b"]
+    assert (folder / "a").names() == ["b", "z"]
+
+
 def test_deleting_a_file_a_folder_and_nothing(folder):
     for name in ("a/x", "a/y", "b"):
         (folder / name).write_bytes(b"x")
