@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from serve.limits import Limiter
 from serve.metrics import Metrics
 from serve.problems import ProblemError
 from serve.routes import Routes, Services
+from serve.uploads import Decoders
 
 PAGE = Path(__file__).parent / "page"
 """The page's files."""
@@ -37,15 +37,15 @@ def create_app(services: Services) -> FastAPI:
         ConfigError: If a limit cannot be read.
     """
     settings, metrics = services.settings, Metrics(services.gateway)
-    limiter = Limiter(settings.limits)
+    limiter, decoders = Limiter(settings.limits), Decoders(settings.uploads)
     app = FastAPI(
         title="counterray",
         version=__version__,
         docs_url=None,  # Its page would load scripts from elsewhere.
         redoc_url=None,
-        lifespan=lambda app: _lifespan(services),
+        lifespan=lambda app: _lifespan(services, decoders),
     )
-    routes = Routes(services, metrics, limiter, ThreadPoolExecutor(settings.uploads.workers))
+    routes = Routes(services, metrics, limiter, decoders)
     app.include_router(routes.router())
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _not_valid)
@@ -74,12 +74,14 @@ async def _not_valid(request: Request, error: Exception) -> Response:
 
 
 @asynccontextmanager
-async def _lifespan(services: Services) -> AsyncIterator[None]:
-    """Starts audits in their turn as long as the gateway lives."""
+async def _lifespan(services: Services, decoders: Decoders) -> AsyncIterator[None]:
+    """Holds decoders, and starts audits in their turn, as long as the gateway lives."""
+    decoders.start()
     task = asyncio.create_task(_advance(services.auditor)) if services.auditor is not None else None
     yield
     if task is not None:
         task.cancel()
+    decoders.close()
 
 
 async def _advance(auditor: Auditor) -> None:
