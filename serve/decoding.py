@@ -11,12 +11,15 @@ import io
 import re
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pydicom
@@ -31,7 +34,7 @@ from counterray.data.pixels import Rejected, decode, geometry, resize
 _PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 _JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _JPEG_SCAN, _MOST_SCANS = b"\xff\xda", 100
-"""A scan of a progressive JPEG costs a pass over all pixels, few as its bytes may be; encoders write some 10."""
+"""A scan of a progressive JPEG costs a pass over all pixels, few as its bytes may be; encoders write 10."""
 
 _DICOM_AT = 128
 _DICOM_ITEMS, _MOST_ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00"), 1000
@@ -60,6 +63,28 @@ class Limits:
     pixels: int
     seconds: float
     memory: int
+
+
+class _DecoderProcess(SpawnProcess):
+    """Imports what it runs, not also the program that started it, such as Ray's worker."""
+
+    def start(self) -> None:
+        with _starting:
+            program = sys.modules["__main__"]
+            sys.modules["__main__"] = ModuleType("__main__")
+            try:
+                super().start()
+            finally:
+                sys.modules["__main__"] = program
+
+
+_starting = threading.Lock()
+
+
+class DecoderContext(SpawnContext):
+    """How decoders' processes are started."""
+
+    Process = _DecoderProcess
 
 
 def start() -> None:

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-import threading
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.context import SpawnContext, SpawnProcess
-from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 from pebble import ProcessExpired, ProcessPool
 
 from counterray.data.pixels import Rejected
-from serve.decoding import Limits, decode_image, start
+from serve.decoding import DecoderContext, Limits, decode_image, start
 from serve.problems import ProblemError, problem_of
 from serve.settings import UploadSettings
-
-_starting = threading.Lock()
 
 
 class Decoders:
@@ -64,7 +58,7 @@ class Decoders:
         """The processes, started if there are none, or if they broke down."""
         if self._pool is None or not self._pool.active:
             self.close()
-            self._pool = ProcessPool(self.settings.workers, initializer=start, context=_Context())
+            self._pool = ProcessPool(self.settings.workers, initializer=start, context=DecoderContext())
             assert self._pool.active  # which starts it
         return self._pool
 
@@ -80,20 +74,3 @@ class Decoders:
         size = len(file) * 3 // 4 if isinstance(file, str) else len(file)
         if size > most + (100 if isinstance(file, str) else 0):  # The head of a data URI.
             raise ProblemError("too-large", f"The image file has {size} bytes; the limit is {most} bytes.")
-
-
-class _Process(SpawnProcess):
-    """A process that imports what it runs alone, not also the program that started it, such as Ray's worker."""
-
-    def start(self) -> None:
-        with _starting:
-            program = sys.modules["__main__"]
-            sys.modules["__main__"] = ModuleType("__main__")
-            try:
-                super().start()
-            finally:
-                sys.modules["__main__"] = program
-
-
-class _Context(SpawnContext):
-    Process = _Process
