@@ -46,7 +46,7 @@ _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "P", "RGB", "RGBA")
 _BASE64 = re.compile(r"data:[a-z/+.-]{1,40};base64,", re.IGNORECASE)
 
-_GRACE_SECONDS = 5
+_GRACE_SECONDS = 2
 """After the time limit, a process that nobody has ended ends itself: its gateway is gone."""
 
 

@@ -53,8 +53,8 @@ class UploadSettings(Config):
     decode_seconds: float = Field(default=10.0, gt=0)
     """Time to decode an image; after this its process is ended, and the request answered 413."""
     decode_memory: int = Field(default=1 << 30, ge=1 << 20)
-    """Memory that decoding an image may take beyond the process's own 80 MB [bytes], up to 32 a pixel for good
-    ones; above this the request is answered 413."""
+    """Memory that decoding an image may take beyond the process's own 80 MB [bytes]. Above this the request
+    is answered 413; good images take up to 32 a pixel."""
 
 
 class LimitSettings(Config):
