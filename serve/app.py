@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from serve.limits import Limiter
 from serve.metrics import Metrics
 from serve.problems import ProblemError, problem_of
 from serve.routes import Routes, Services
+from serve.uploads import Decoders
 
 logger = logging.getLogger(__name__)
 
@@ -41,15 +41,15 @@ def create_app(services: Services) -> FastAPI:
         ConfigError: If a limit cannot be read.
     """
     settings, metrics = services.settings, Metrics(services.gateway)
-    limiter = Limiter(settings.limits)
+    limiter, decoders = Limiter(settings.limits), Decoders(settings.uploads)
     app = FastAPI(
         title="counterray",
         version=__version__,
         docs_url=None,  # Its page would load scripts from elsewhere.
         redoc_url=None,
-        lifespan=lambda app: _lifespan(services, metrics),
+        lifespan=lambda app: _lifespan(services, metrics, decoders),
     )
-    routes = Routes(services, metrics, limiter, ThreadPoolExecutor(settings.uploads.workers))
+    routes = Routes(services, metrics, limiter, decoders)
     app.include_router(routes.router())
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _not_valid)
@@ -78,8 +78,9 @@ async def _not_valid(request: Request, error: Exception) -> Response:
 
 
 @asynccontextmanager
-async def _lifespan(services: Services, metrics: Metrics) -> AsyncIterator[None]:
-    """Reads keys anew, and starts audits in their turn, as long as the gateway lives."""
+async def _lifespan(services: Services, metrics: Metrics, decoders: Decoders) -> AsyncIterator[None]:
+    """Holds decoders, reads keys anew, and starts audits in their turn, as long as the gateway lives."""
+    decoders.start()
     tasks = [asyncio.create_task(_repeated(services.keyring.refresh, _KEY_SECONDS, "read the keys anew"))]
     if (auditor := services.auditor) is not None:
         work = _repeated(lambda: metrics.audited(auditor.advance()), _AUDIT_SECONDS, "look after the audits")
@@ -87,6 +88,7 @@ async def _lifespan(services: Services, metrics: Metrics) -> AsyncIterator[None]
     yield
     for task in tasks:
         task.cancel()
+    decoders.close()
 
 
 async def _repeated(work: Callable[[], None], seconds: float, doing: str) -> None:

@@ -7,7 +7,6 @@ import base64
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
@@ -20,6 +19,7 @@ from counterray.models.generator import Edit
 from serve.auditor import Auditor
 from serve.backend import Backend
 from serve.bodies import read_body, read_counterfactual
+from serve.decoding import to_model_size
 from serve.keys import Keyring
 from serve.limits import Limiter
 from serve.metrics import Metrics
@@ -39,7 +39,7 @@ from serve.schemas import (
     TextRequest,
 )
 from serve.settings import Settings
-from serve.uploads import read_image, to_model_size
+from serve.uploads import Decoders
 from serve.work import Made, Preview, Work
 
 EVENTS = "text/event-stream"
@@ -90,13 +90,13 @@ class Routes:
         services: What they use.
         metrics: What they count.
         limiter: Who is inside.
-        decoders: Threads that read pictures.
+        decoders: Processes that read pictures.
     """
 
     services: Services
     metrics: Metrics
     limiter: Limiter
-    decoders: ThreadPoolExecutor
+    decoders: Decoders
 
     def router(self) -> APIRouter:
         """All routes."""
@@ -122,14 +122,9 @@ class Routes:
 
     async def counterfactuals(self, request: Request) -> Response:
         """Counterfactuals of an image: abducts what is kept of it, intervenes, predicts."""
-        settings = self.services.settings
-        asked, data = await read_counterfactual(request, settings.uploads)
+        asked, file = await read_counterfactual(request)
         card, started = self._card(asked.model), time.perf_counter()
-        loop = asyncio.get_running_loop()
-        image = await loop.run_in_executor(
-            self.decoders,
-            lambda: to_model_size(read_image(data, settings.uploads), card.image_size),
-        )
+        image = await self.decoders.decode(file, card.image_size)
         self.metrics.stage(asked.model, "decode", time.perf_counter() - started)
         observed = None if asked.observed == "infer" else asked.observed
         work = Work(edit=_edit(asked), image=image, observed=observed, **_wanted(asked))

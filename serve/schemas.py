@@ -25,6 +25,10 @@ ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 """Name of a model, as ``GET /v1/models`` lists it."""
 
 
+Term = Annotated[str, Field(max_length=100)]
+"""A variable or a level, as a request names it."""
+
+
 class Message(BaseModel):
     """Base of all that is sent: unknown fields are refused, their meaning stands in the OpenAPI document."""
 
@@ -34,7 +38,7 @@ class Message(BaseModel):
 class Intervention(Message):
     """What the image should show, in one of two ways: variables (do) or words (prompt)."""
 
-    do: dict[str, float | str] = Field(
+    do: dict[Term, float | Term] = Field(
         default_factory=dict, max_length=32, examples=[{"finding.pleural_effusion": 1}, {"sex": "male"}]
     )
     """Variable to value: a finding to 0 or 1 (``finding.edema``), an attribute to one of its levels, by name
@@ -71,7 +75,7 @@ class CounterfactualRequest(Intervention):
     image: str = Field(min_length=1)
     """The image file in base64: PNG, JPEG or DICOM. Over ``multipart/form-data`` it is the part ``image``,
     and all else is JSON in the part ``request``."""
-    observed: dict[str, float | str] | Literal["infer"] = "infer"
+    observed: dict[Term, float | Term] | Literal["infer"] = "infer"
     """What is known of the image beside its pixels: attributes by level, findings by 0 or 1. ``infer`` lets
     the server's judges read from the image what the model needs."""
 

@@ -49,7 +49,12 @@ class UploadSettings(Config):
     most_pixels: int = Field(default=25_000_000, ge=1)
     """Pixels of an image; the largest detectors have 20 million."""
     workers: int = Field(default=2, ge=1)
-    """Images that a gateway decodes at a time; each takes up to 30 bytes a pixel."""
+    """Images that a gateway decodes at a time, each in a process of its own."""
+    decode_seconds: float = Field(default=10.0, gt=0)
+    """Time to decode an image; after this its process is ended, and the request answered 413."""
+    decode_memory: int = Field(default=1 << 30, ge=1 << 20)
+    """Memory that decoding an image may take beyond the process's own 80 MB [bytes]. Above this the request
+    is answered 413; good images take up to 32 a pixel."""
 
 
 class LimitSettings(Config):

@@ -3,11 +3,15 @@
 import io
 import json
 import secrets
+import struct
 import threading
 
 import numpy as np
+import pydicom
 import torch
 from PIL import Image
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 
 from counterray.bundle import open_bundle, write_bundle
 from counterray.models.predictors.classifier import ClassifierConfig, ClassifierStage
@@ -136,6 +140,18 @@ def file_of(array, form="PNG", **options):
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, format=form, **options)
     return buffer.getvalue()
+
+
+def crowded_dicom(elements=1_000_000):
+    """A DICOM file of 8 MB that takes seconds to read: empty elements, of which no check knows."""
+    dataset = pydicom.Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    buffer = io.BytesIO()
+    pydicom.dcmwrite(buffer, dataset, enforce_file_format=False, little_endian=True, implicit_vr=False)
+    head = bytes(128) + b"DICM" + buffer.getvalue().removeprefix(bytes(128) + b"DICM")
+    empty = (struct.pack("<HH2sH", 0x51 + 2 * (n >> 15), n & 0x7FFF, b"LO", 0) for n in range(elements))
+    return head + b"".join(empty)
 
 
 def form_of(data, **request):

@@ -38,6 +38,7 @@ from rich.console import Console
 from rich.table import Table
 
 from counterray.models.generator import Edit
+from serve.decoding import read_image, to_model_size
 from serve.engine import Engine
 from serve.jury import Jury
 from serve.local import first_key, read_deployment, settings_of
@@ -46,7 +47,6 @@ from serve.problems import ProblemError
 from serve.samples import Samples
 from serve.schemas import CounterfactualRequest
 from serve.settings import Settings, UploadSettings
-from serve.uploads import read_image, to_model_size
 from serve.work import Work
 
 CLIENT = Path(__file__).with_name("serve_load_client.py")
@@ -62,7 +62,7 @@ def peer(settings: Settings, model: str, threads: int) -> FastAPI:
 
     @app.post("/v1/counterfactuals")
     def counterfactuals(asked: CounterfactualRequest) -> dict[str, Any]:
-        image = to_model_size(read_image(base64.b64decode(asked.image), UploadSettings()), size)
+        image = to_model_size(read_image(base64.b64decode(asked.image), UploadSettings().most_pixels), size)
         observed = None if asked.observed == "infer" else asked.observed
         edit = Edit(do=asked.do, prompt=asked.prompt, severity=asked.severity)
         with lock:

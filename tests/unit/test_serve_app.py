@@ -21,7 +21,15 @@ from serve.ray_jobs import RayJobs
 from serve.settings import Settings
 from serve.work import Preview
 from tests.serve_jobs import Jobs, Status
-from tests.serve_world import LocalBackend, file_of, form_of, local_app, radiograph, write_models
+from tests.serve_world import (
+    LocalBackend,
+    crowded_dicom,
+    file_of,
+    form_of,
+    local_app,
+    radiograph,
+    write_models,
+)
 
 PICTURE = file_of(radiograph())
 ASK = {"model": "words", "prompt": "Severe cardiomegaly.", "observed": {"finding.edema": 0}}
@@ -37,6 +45,14 @@ def client(models):
     app, key = local_app(
         models, samples=[radiograph(32, 1), radiograph(32, 2)], uploads={"most_bytes": 100_000}
     )
+    with TestClient(app, headers={"Authorization": f"Bearer {key}"}) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def roomy(models):
+    """A client of a server that takes what servers take by default."""
+    app, key = local_app(models)
     with TestClient(app, headers={"Authorization": f"Bearer {key}"}) as client:
         yield client
 
@@ -210,6 +226,64 @@ def test_a_problem_does_not_repeat_what_was_sent(client):
     )
     assert "Jane" not in detail
     assert "report" in detail
+
+
+MANY = (
+    b'{"model":"words","prompt":"x","image":"AAAA",' + b",".join(b'"%d":0' % n for n in range(10**6)) + b"}"
+)
+LONG = json.dumps({"model": "words", "image": base64_of(), "do": {"x" * 2_000_000: 1}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "status", "said"),
+    [
+        ("/v1/counterfactuals", MANY[:120_000] + b"}", 400, "more than 1000 values"),
+        ("/v1/images", MANY, 413, "at most 65536 bytes"),
+        (f"/v1/counterfactuals/{'0' * 32}", MANY, 413, "at most 65536 bytes"),
+        ("/v1/audits", MANY, 413, "at most 65536 bytes"),
+        ("/v1/images", MANY[:60_000], 400, "more than 1000 values"),
+    ],
+)
+def test_a_body_of_many_fields_is_refused_before_it_is_checked(path, content, status, said, roomy):
+    started = time.perf_counter()
+    response = roomy.post(path, content=content, headers=JSON)
+    assert time.perf_counter() - started < 1
+    kind = {400: "unreadable-body", 413: "too-large"}[status]
+    assert said in refused(response, status, kind)
+
+
+def test_a_million_fields_beside_an_image_cost_no_time(roomy):
+    started = time.perf_counter()
+    response = roomy.post("/v1/counterfactuals", content=MANY, headers=JSON)
+    assert time.perf_counter() - started < 1
+    refused(response, 400, "unreadable-body")
+    form = {"files": {"image": ("image", PICTURE)}, "data": {"request": MANY.decode()}}
+    refused(roomy.post("/v1/counterfactuals", **form), 400, "unreadable-body")
+
+
+def test_a_problem_repeats_long_names_cut(roomy):
+    detail = refused(roomy.post("/v1/counterfactuals", content=LONG, headers=JSON), 422, "invalid-request")
+    assert "at most 100 characters" in detail
+    assert len(detail) < 500
+
+
+def test_a_wrong_seed_is_all_that_is_said_of_seeds(client):
+    asked = {"model": "words", "prompt": "x", "seeds": [-1]}
+    detail = refused(client.post("/v1/images", json=asked), 422, "invalid-request")
+    assert detail == "seeds.0: Input should be greater than or equal to 0"
+    detail = refused(client.post("/v1/images", json={**asked, "seeds": []}), 422, "invalid-request")
+    assert "at least 1 item" in detail
+
+
+def test_a_file_that_takes_too_long_is_a_problem_and_the_next_image_is_answered(models):
+    app, key = local_app(models, uploads={"workers": 1, "decode_seconds": 0.5})
+    with TestClient(app, headers={"Authorization": f"Bearer {key}"}) as client:
+        assert client.post("/v1/counterfactuals", **form_of(PICTURE, **ASK)).status_code == 200
+        response = client.post("/v1/counterfactuals", **form_of(crowded_dicom(), **ASK))
+        assert "uploads.decode_seconds = 0.5" in refused(response, 413, "too-large")
+        started = time.perf_counter()
+        assert client.post("/v1/counterfactuals", **form_of(PICTURE, **ASK)).status_code == 200
+        assert time.perf_counter() - started < 5
 
 
 def test_audits_are_off_without_roots(client):

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from serve.metrics import Metrics
 from serve.noise_cache import Counts
 from serve.schemas import Audit, AuditRequest
-from tests.serve_world import local_app
+from tests.serve_world import local_app, write_models
 
 
 def audit(state: str, **verdicts: dict[str, str]) -> Audit:
@@ -66,7 +66,7 @@ def test_every_round_of_the_audits_is_shown_also_after_one_that_failed(monkeypat
             return [audit("failed")]
 
     monkeypatch.setattr("serve.app._AUDIT_SECONDS", 0.01)
-    app, _ = local_app({"keys": str(tmp_path / "keys.json")}, auditor=Auditor())
+    app, _ = local_app(write_models(tmp_path), auditor=Auditor())
     with TestClient(app) as client:
         deadline = time.monotonic() + 10
         while 'state="failed"} 1.0' not in (page := client.get("/metrics").text):
