@@ -24,7 +24,7 @@ PICTURE = file_of(radiograph())
 def plain(ray_cluster, tmp_path_factory):
     plain = write_models(tmp_path_factory.mktemp("serve"))
     plain["models"]["attributes"]["pool"] = "rare"
-    yield {**plain, "batch": {"size": 8}}
+    yield {**plain, "batch": {"size": 8}, "limits": {"rate": "1000000/minute"}}
     serve.shutdown()
 
 
