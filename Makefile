@@ -32,10 +32,10 @@ demo: setup
 serve: setup
 	$(BIN)/python -m jobs serve
 
-# One process a core where no Ray is needed; then those that share one Ray.
+# One process a core; then two that each share one Ray among their tests, which mostly wait for it.
 test: setup
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not cluster and not experiment"
-	$(BIN)/python -m pytest -m "cluster and not experiment"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "cluster and not experiment"
 
 experiments: setup
 	$(BIN)/python -m pytest -m experiment
