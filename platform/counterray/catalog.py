@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,120 +14,99 @@ from torch import nn
 
 from counterray.bundle import Bundle
 from counterray.config import ConfigError, read, validate
-from counterray.models.gsvae import stages as gsvae
-from counterray.models.mine_ldm import perturbation_stage as mine_perturbation
-from counterray.models.mine_ldm import stages as mine_ldm
-from counterray.models.mine_ldm import vae_stage as mine_vae
-from counterray.models.pathology_ldm import stages as pathology_ldm
-from counterray.models.predictors import (
-    classifier,
-    demographic,
-    identity,
-    image_text,
-    load_judge,
-    regressor,
-    segmentor,
-)
 from counterray.training.config import TrainingConfig
 from counterray.training.stage import Stage, StageConfig
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A stage that can be trained.
+    """A stage that can be trained. Its code is imported when it is asked for, and no other stage's.
 
     Attributes:
-        method: The method that it belongs to; its folder in ``models/``.
-        config: Its settings.
-        stage: Makes it from its settings.
-        load: Rebuilds the trained module from a bundle, frozen and in evaluation mode.
+        classes: Module below ``counterray.models`` and the name that its two classes begin with:
+            ``<name>Config``, the settings, and ``<name>Stage``, made from them.
         reference: The paper that it implements.
+        loader: Module and name of what rebuilds the trained module from a bundle.
     """
 
-    method: str
-    config: type[StageConfig]
-    stage: Callable[[Any], Stage]
-    load: Callable[[Bundle], nn.Module]
+    classes: str
     reference: str
+    loader: str = "predictors:load_judge"
+
+    @property
+    def method(self) -> str:
+        """The method that it belongs to; its folder in ``models/``."""
+        return self.classes.partition(".")[0]
+
+    @property
+    def config(self) -> type[StageConfig]:
+        """Its settings."""
+        return cast("type[StageConfig]", _resolve(f"{self.classes}Config"))
+
+    @property
+    def stage(self) -> Callable[[Any], Stage]:
+        """Makes it from its settings."""
+        return cast("Callable[[Any], Stage]", _resolve(f"{self.classes}Stage"))
+
+    @property
+    def load(self) -> Callable[[Bundle], nn.Module]:
+        """Rebuilds the trained module from a bundle, frozen and in evaluation mode."""
+        return cast("Callable[[Bundle], nn.Module]", _resolve(self.loader))
+
+
+def _resolve(name: str) -> Any:
+    return pkgutil.resolve_name(f"counterray.models.{name}")
 
 
 CATALOG: Mapping[str, Entry] = {
     "classifier": Entry(
-        "predictors",
-        classifier.ClassifierConfig,
-        classifier.ClassifierStage,
-        load_judge,
+        "predictors.classifier:Classifier",
         "He et al., 2016, https://arxiv.org/abs/1603.05027",
     ),
     "segmentor": Entry(
-        "predictors",
-        segmentor.SegmentorConfig,
-        segmentor.SegmentorStage,
-        load_judge,
+        "predictors.segmentor:Segmentor",
         "Ronneberger et al., 2015, https://arxiv.org/abs/1505.04597",
     ),
     "regressor": Entry(
-        "predictors",
-        regressor.RegressorConfig,
-        regressor.RegressorStage,
-        load_judge,
+        "predictors.regressor:Regressor",
         "He et al., 2016, https://arxiv.org/abs/1603.05027",
     ),
     "demographic": Entry(
-        "predictors",
-        demographic.DemographicConfig,
-        demographic.DemographicStage,
-        load_judge,
+        "predictors.demographic:Demographic",
         "He et al., 2016, https://arxiv.org/abs/1603.05027",
     ),
     "identity_encoder": Entry(
-        "predictors",
-        identity.IdentityEncoderConfig,
-        identity.IdentityEncoderStage,
-        load_judge,
+        "predictors.identity:IdentityEncoder",
         "Khosla et al., 2020, https://arxiv.org/abs/2004.11362",
     ),
     "image_text_encoder": Entry(
-        "predictors",
-        image_text.ImageTextEncoderConfig,
-        image_text.ImageTextEncoderStage,
-        load_judge,
+        "predictors.image_text:ImageTextEncoder",
         "Radford et al., 2021, https://arxiv.org/abs/2103.00020",
     ),
     "gsvae": Entry(
-        "gsvae",
-        gsvae.GSVAEConfig,
-        gsvae.GSVAEStage,
-        gsvae.load,
+        "gsvae.stages:GSVAE",
         "Nie et al., Causal Disentanglement for Robust Long-tail Medical Image Generation, stage 1",
+        "gsvae.stages:load",
     ),
     "pathology_ldm": Entry(
-        "pathology_ldm",
-        pathology_ldm.PathologyLDMConfig,
-        pathology_ldm.PathologyLDMStage,
-        pathology_ldm.load,
+        "pathology_ldm.stages:PathologyLDM",
         "Nie et al., Causal Disentanglement for Robust Long-tail Medical Image Generation, stage 2",
+        "pathology_ldm.stages:load",
     ),
     "mine_vae": Entry(
-        "mine_ldm",
-        mine_vae.MineVAEConfig,
-        mine_vae.MineVAEStage,
-        mine_vae.load_vae,
+        "mine_ldm.vae_stage:MineVAE",
         "Ma et al., 2025, https://arxiv.org/abs/2504.19621; told attributes: Higgins et al., 2017",
+        "mine_ldm.vae_stage:load_vae",
     ),
     "mine_perturbation": Entry(
-        "mine_ldm",
-        mine_perturbation.MinePerturbationConfig,
-        mine_perturbation.MinePerturbationStage,
-        mine_perturbation.load_perturbation,
+        "mine_ldm.perturbation_stage:MinePerturbation",
         "Ma et al., 2025, https://arxiv.org/abs/2504.19621; Belghazi et al., 2018",
+        "mine_ldm.perturbation_stage:load_perturbation",
     ),
     "mine_ldm": Entry(
-        "mine_ldm",
-        mine_ldm.MineLDMConfig,
-        mine_ldm.MineLDMStage,
-        mine_ldm.load,
+        "mine_ldm.stages:MineLDM",
         "Ma et al., 2025, https://arxiv.org/abs/2504.19621",
+        "mine_ldm.stages:load",
     ),
 }
 """Stage name to its entry."""

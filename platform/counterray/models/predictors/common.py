@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from counterray.data.dataset import DatasetInfo
@@ -103,6 +102,8 @@ def auroc(scores: Tensor, labels: Tensor) -> float | None:
     """
     if len(labels) == 0 or bool((labels == labels[0]).all()):
         return None
+    from sklearn.metrics import roc_auc_score  # takes a second, of every process that trains
+
     return float(roc_auc_score(labels.cpu().numpy(), scores.float().cpu().numpy()))
 
 
