@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.ready
 DATA   ?= phantom
 ROOT   ?=
 
-.PHONY: setup browser demo serve test experiments s3 check clean
+.PHONY: setup browser demo serve test nightly experiments s3 check clean
 
 setup: $(STAMP)
 

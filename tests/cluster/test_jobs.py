@@ -72,6 +72,7 @@ def kill_once_saved(line: list[str], out: str) -> None:
     process.communicate()
 
 
+@pytest.mark.nightly
 def test_s3_gives_what_a_disk_gives_also_after_the_driver_was_killed(
     tmp_path: Path, make_bucket: Callable[[], str]
 ) -> None:

@@ -177,7 +177,7 @@ def test_what_cannot_be_refined_is_refused(phantom_dataset, tmp_path, monkeypatc
         refine(RefineConfig(), data=phantom_dataset.location.uri, out=str(tmp_path / "mine"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_half_way_and_run_again_gives_the_same(ray_cluster, tmp_path):
     settings = {"source": {"name": "phantom", "studies": 600}, "image_size": 32, "shard_rows": 20}
     ingest(validate(IngestConfig, settings), None, str(tmp_path / "data"))

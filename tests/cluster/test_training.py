@@ -93,7 +93,9 @@ def two_workers(data: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return fit(out, data, resources={"workers": 2}, ema_decay=0.5).bundle.tensors()
 
 
-@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+@pytest.mark.parametrize(
+    "zero_stage", [pytest.param(1, marks=pytest.mark.nightly), pytest.param(2, marks=pytest.mark.nightly), 3]
+)
 def test_every_zero_stage_exports_the_same_weights_and_resumes_on_one_worker(
     data: str, tmp_path: Path, two_workers: dict[str, torch.Tensor], zero_stage: int
 ) -> None:
