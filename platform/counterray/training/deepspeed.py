@@ -68,8 +68,7 @@ class Engine:
         *,
         universal: bool = False,
     ) -> None:
-        import deepspeed.ops
-
+        deepspeed = _import_deepspeed()
         if device.type == "cpu":
             # The probe of DeepSpeed's operators compiles a shared-memory collective with g++ on first use,
             # and a worker killed meanwhile leaves a lock that blocks the next; gloo needs none of them.
@@ -203,3 +202,16 @@ def _copy(value: Tensor) -> Tensor:
 def state_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Fp32 copies of whole weights on the CPU."""
     return {name: _copy(value) for name, value in weights.items()}
+
+
+def _import_deepspeed() -> Any:
+    """DeepSpeed without MLflow, which its autotuner, unused here, imports for 2 s of each worker's start."""
+    if "deepspeed" not in sys.modules and "mlflow" not in sys.modules:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]  # how an import is made to fail
+        try:
+            import deepspeed.ops
+        finally:
+            del sys.modules["mlflow"]
+    import deepspeed.ops
+
+    return deepspeed
