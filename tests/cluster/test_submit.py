@@ -124,7 +124,7 @@ def test_a_training_shows_the_metrics_that_the_dashboards_read(head: Head, data:
         "ray_counterray_training_images_per_second", "ray_counterray_training_data_wait_seconds_total",
         "ray_train_controller_state", "ray_node_cpu_utilization", "ray_object_store_memory",
     }  # fmt: skip
-    missing, end = wanted, time.monotonic() + 150
+    missing, end = wanted, time.monotonic() + 400
     while missing:
         with urllib.request.urlopen(head.metrics, timeout=10) as page:
             lines = page.read().decode().splitlines()
