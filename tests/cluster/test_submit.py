@@ -116,6 +116,7 @@ def test_a_training_that_was_stopped_goes_on_when_the_same_line_is_sent_again(bu
     assert max(later - earlier for earlier, later in itertools.pairwise(times)) > 2  # the stop
 
 
+@pytest.mark.nightly
 def test_a_training_shows_the_metrics_that_the_dashboards_read(head: Head, data: str, tmp_path: Path) -> None:
     sent = train(head, data, f"{tmp_path}/run", "--detach", "--json", steps=100_000)
     job = json.loads(sent.stdout.splitlines()[-1])
